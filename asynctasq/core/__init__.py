@@ -1,0 +1,1 @@
+"""The parts a task passes through between ``dispatch()`` and its outcome."""
