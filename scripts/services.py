@@ -174,7 +174,7 @@ class Service(ABC):
         """The server program, if installed."""
 
     def prepare(self) -> None:  # noqa: B027  a server may need nothing
-        """Make the data directory's content, once."""
+        """Fill the empty data directory."""
 
     @abstractmethod
     def command(self) -> list[str | Path]:
@@ -190,7 +190,7 @@ class Service(ABC):
 
     @property
     def data(self) -> Path:
-        return self.directory / "data"
+        return self.directory.resolve() / "data"
 
     @property
     def log(self) -> Path:
@@ -213,7 +213,7 @@ class Service(ABC):
         if self.binary() is None:
             self._install()
         self._place()
-        self.prepare()
+        self._prepare_once()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [str(part) for part in self.command()],
@@ -303,11 +303,20 @@ class Service(ABC):
         if account and not self.directory.exists() and not reachable(self.directory, account):
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             self.directory.symlink_to(tempfile.mkdtemp(prefix=f"asynctasq-{self.name}-"))
-        self.data.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         if account:
-            for path in (self.directory, self.data):
-                os.chown(path, account.pw_uid, account.pw_gid)
-        self.data.chmod(0o700)
+            os.chown(self.directory, account.pw_uid, account.pw_gid)
+
+    def _prepare_once(self) -> None:
+        prepared = self.directory / "prepared"
+        if prepared.exists():
+            return
+        shutil.rmtree(self.data, ignore_errors=True)  # what an interrupted attempt left
+        self.data.mkdir(mode=0o700)
+        if account := self._account():
+            os.chown(self.data, account.pw_uid, account.pw_gid)
+        self.prepare()
+        prepared.touch()
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -499,8 +508,6 @@ class Postgres(Service):
         return next(cls._programs("postgres"), None) or which("postgres")
 
     def prepare(self) -> None:
-        if (self.data / "PG_VERSION").exists():
-            return
         server = self.binary() or Path("postgres")
         # The superuser has no password and so no way in over TCP: that would be a way to run programs as us.
         access = ["--username=postgres", "--auth-local=peer", "--auth-host=scram-sha-256"]
@@ -606,8 +613,6 @@ class MariaDB(Service):
         return which("mariadbd") or which("mysqld")
 
     def prepare(self) -> None:
-        if (self.data / "mysql").exists():
-            return
         installer = which("mariadb-install-db") or which("mysql_install_db") or Path("mariadb-install-db")
         account = pwd.getpwuid(os.geteuid()).pw_name if not self._account() else self.account
         access = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={account}"]
