@@ -70,7 +70,7 @@ services-status:  ## say which servers were started here
 	@$(SERVICES_PY) status
 
 wheel-check: env-dev  ## build the wheel, install it elsewhere, run a task of the example project from there
-	@$(PY) scripts/wheel_check
+	@$(PY) scripts/wheel_check.py
 
 ci:  ## everything that continuous integration runs
 	@.ci/run
