@@ -144,6 +144,12 @@ class Config:
     sqlite_path: str = _option(
         "asynctasq.sqlite3", "SQLite", "Database file; `:memory:` for one that lives with the process.", check=_not_empty
     )
+    sqlite_synchronous: str = _option(
+        "full",
+        "SQLite",
+        "`full`: an enqueued task survives a power cut; `normal`: it survives any crash of the process, and is faster.",
+        choices=("full", "normal"),
+    )
     sqlite_queue_table: str = _option("task_queue", "SQLite", "Queue table name.", check=_table)
     sqlite_dead_letter_table: str = _option("dead_letter_queue", "SQLite", "Dead letter table name.", check=_table)
 
