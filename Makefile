@@ -1,6 +1,7 @@
 # `make` lists the targets. Variables: PYTHON=/path/to/python, ARGS="further pytest arguments",
 # SERVICES=private (own servers on other ports), ASYNCTASQ_DRIVER=sqlite|postgres|redis (for the demo).
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 SHELL := /bin/sh
 PY := .venv/bin/python
 SERVICES_PY = $$( [ -x $(PY) ] && echo $(PY) || scripts/env which ) scripts/services.py

@@ -64,9 +64,7 @@ def run(command: Sequence[str | Path], **options: Any) -> str:
         del options["stdin"]
     name = Path(command[0]).name
     try:
-        done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, check=False, **options
-        )
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
     except FileNotFoundError:
         raise ServiceError(f"{name} is not installed") from None
     except subprocess.TimeoutExpired as error:
@@ -173,7 +171,7 @@ class Service(ABC):
     def binary(cls) -> Path | None:
         """The server program, if installed."""
 
-    def prepare(self) -> None:  # noqa: B027  a server may need nothing
+    def prepare(self) -> None:
         """Fill the empty data directory."""
 
     @abstractmethod
@@ -368,13 +366,9 @@ class Redis(Service):
     def answers(cls, url: str) -> str:
         parts = urlsplit(url)
         try:
-            connection = socket.create_connection(
-                (parts.hostname or LOOPBACK, parts.port or 6379), CONNECT_TIMEOUT
-            )
+            connection = socket.create_connection((parts.hostname or LOOPBACK, parts.port or 6379), CONNECT_TIMEOUT)
             if parts.scheme == "rediss":
-                connection = ssl.create_default_context().wrap_socket(
-                    connection, server_hostname=parts.hostname
-                )
+                connection = ssl.create_default_context().wrap_socket(connection, server_hostname=parts.hostname)
         except OSError as error:
             raise Silent(error.strerror or str(error)) from None
         with connection, connection.makefile("rwb") as stream:
@@ -597,9 +591,7 @@ class MariaDB(Service):
         raise ServiceError("the user or the database is missing and no way in as root was found")
 
     @staticmethod
-    def _ask(
-        parts: SplitResult | None, user: str, question: str, password: str = "", database: str = ""
-    ) -> str:
+    def _ask(parts: SplitResult | None, user: str, question: str, password: str = "", database: str = "") -> str:
         client = which("mariadb") or which("mysql") or "mariadb"
         where = ["--protocol=SOCKET"]
         if parts:
