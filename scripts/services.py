@@ -19,6 +19,8 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import importlib
+import importlib.util
 import json
 import os
 import pwd
@@ -53,6 +55,10 @@ class Silent(ServiceError):
     """Nothing that speaks the protocol is at the address."""
 
 
+class NotInstalled(ServiceError):
+    """A program is missing."""
+
+
 class Refused(ServiceError):
     """A server is there and does not let us work: a role, a right or a database is missing."""
 
@@ -65,14 +71,26 @@ def run(command: Sequence[str | Path], **options: Any) -> str:
     name = Path(command[0]).name
     try:
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
-    except FileNotFoundError:
-        raise ServiceError(f"{name} is not installed") from None
+    except (FileNotFoundError, PermissionError):  # or only where we may not look
+        raise NotInstalled(f"{name} is not installed") from None
     except subprocess.TimeoutExpired as error:
         raise ServiceError(f"{name} did not finish in {error.timeout:g} s") from None
     if done.returncode:
-        words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-        raise ServiceError(f"{name}: {words[-1].strip()}")
+        words = " ".join((done.stderr.strip() or done.stdout).split()).removeprefix(f"{name}: ")
+        raise ServiceError(f"{name}: {words[-400:] or f'exit code {done.returncode}'}")
     return done.stdout.strip()
+
+
+def apt_install(title: str, packages: Sequence[str]) -> None:
+    wanted = " ".join(packages)
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise NotInstalled(f"install {wanted} and run this again")
+    print(f"{title}: installing Debian packages: {wanted}", flush=True)
+    # In run level 1 a package's own service is installed without being started.
+    quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"]
+    run([*apt, "update"], env=quiet, timeout=300)
+    run([*apt, "install", "-y", "--no-install-recommends", *packages], env=quiet, timeout=900)
 
 
 def free_port() -> int:
@@ -146,6 +164,7 @@ class Service(ABC):
     default: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     account: ClassVar[str | None] = None  # who runs it when we are root: some servers refuse to
+    client: ClassVar[tuple[str, str, str] | None] = None  # program, Python module that does too, package
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
     def __init__(self, directory: Path | str, port: int | None = None) -> None:
@@ -165,6 +184,15 @@ class Service(ABC):
     def provision(cls, url: str) -> None:
         """Make what `answers` found missing on a server that runs, or raise ServiceError."""
         raise ServiceError("the server refuses the login")
+
+    @classmethod
+    def require_client(cls) -> None:
+        """Have what `answers` logs in with: the usual program, or else a Python module of the environment."""
+        if cls.client and not which(cls.client[0]) and not importlib.util.find_spec(cls.client[1]):
+            try:
+                apt_install(cls.title, cls.client[2:])
+            except NotInstalled as error:
+                raise NotInstalled(f"{cls.client[0]} is not installed; {error}") from None
 
     @classmethod
     @abstractmethod
@@ -274,20 +302,20 @@ class Service(ABC):
         return run([*compose, "--project-name", project, *arguments], timeout=timeout, env=os.environ | port)
 
     def _install(self) -> None:
-        wanted = " ".join(self.packages)
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            raise ServiceError(f"the server is not installed; install {wanted} and run this again")
-        print(f"{self.title}: installing Debian packages: {wanted}", flush=True)
-        # In run level 1 a package's own service is installed without being started.
-        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"]
-        run([*apt, "update"], env=quiet, timeout=300)
-        run([*apt, "install", "-y", "--no-install-recommends", *self.packages], env=quiet, timeout=900)
+        try:
+            apt_install(self.title, self.packages)
+        except NotInstalled as error:
+            raise NotInstalled(f"the server is not installed; {error}") from None
         if self.binary() is None:
-            raise ServiceError(f"{wanted} was installed and brought no server")
+            raise NotInstalled(f"{' '.join(self.packages)} was installed and brought no server")
 
     def _account(self) -> pwd.struct_passwd | None:
-        return pwd.getpwnam(self.account) if self.account and os.geteuid() == 0 else None
+        if not self.account or os.geteuid() != 0:
+            return None
+        try:
+            return pwd.getpwnam(self.account)
+        except KeyError:
+            raise ServiceError(f"it does not run as root, and there is no account {self.account}") from None
 
     def _identity(self) -> dict[str, Any]:
         account = self._account()
@@ -424,6 +452,7 @@ class Postgres(Service):
     variable = "ASYNCTASQ_POSTGRES_DSN"
     default = "postgresql://test:test@localhost:5432/test_db"
     packages = ("postgresql",)
+    client = ("psql", "psycopg", "postgresql-client")
     account = "postgres"
     stop_signal = signal.SIGINT  # "fast": does not wait for clients to leave
 
@@ -436,7 +465,7 @@ class Postgres(Service):
     @classmethod
     def answers(cls, url: str) -> str:
         try:
-            version, _, able = cls._psql(["--dbname", url], cls.QUESTION).partition("|")
+            version, _, able = cls._ask(url, cls.QUESTION).partition("|")
         except ServiceError as error:
             text = str(error)
             raise (Refused if "FATAL" in text else Silent)(text) from None
@@ -450,10 +479,10 @@ class Postgres(Service):
         role, database = unquote(parts.username or ""), parts.path.lstrip("/")
         if not role or not database:
             raise ServiceError("the address names no role or no database")
-        admin = cls._admin(parts)
+        admin, as_postgres = cls._admin(parts)
 
         def ask(question: str, database: str = "postgres") -> str:
-            return cls._psql([*admin, "--dbname", database], question)
+            return cls._ask(f"{admin} dbname={database}", question, as_postgres=as_postgres)
 
         quoted_role, quoted_database = ('"' + name.replace('"', '""') + '"' for name in (role, database))
         known = f"SELECT 1 FROM pg_roles WHERE rolname = {sql_text(role)}"
@@ -467,29 +496,41 @@ class Postgres(Service):
         ask(f"GRANT ALL ON SCHEMA public TO {quoted_role}", database)
 
     @classmethod
-    def _admin(cls, parts: SplitResult) -> list[str]:
-        """psql's arguments for the first way in that may create roles."""
-        port = ["--port", str(parts.port or 5432)]
-        ways = [["--host", parts.hostname or LOOPBACK, "--username", "postgres", *port]]
+    def _admin(cls, parts: SplitResult) -> tuple[str, bool]:
+        """The first way in that may create roles, and whether it is for the account postgres only."""
+        port = f"port={parts.port or 5432}"
+        ways = [(f"host={parts.hostname or LOOPBACK} user=postgres {port}", False)]
         if is_local(parts):
-            ways += [port, ["--as-postgres", *port]]
-        for way in ways:
+            ways += [(port, False), (port, True)]
+        for way, as_postgres in ways:
             with contextlib.suppress(ServiceError):
-                if cls._psql([*way, "--dbname", "postgres"], cls.ADMIN_QUESTION) == "t":
-                    return way
+                if cls._ask(f"{way} dbname=postgres", cls.ADMIN_QUESTION, as_postgres=as_postgres) == "t":
+                    return way, as_postgres
         raise ServiceError("the role or the database is missing and no way in as an administrator was found")
 
     @classmethod
-    def _psql(cls, arguments: Sequence[str], question: str) -> str:
-        client: list[str | Path] = [which("psql") or next(iter(cls._programs("psql")), Path("psql"))]
-        if "--as-postgres" in arguments:
-            if os.geteuid() != 0:
-                raise ServiceError("only root can become postgres")
-            client = ["runuser", "--user", "postgres", "--", *client]
-        arguments = [each for each in arguments if each != "--as-postgres"]
+    def _ask(cls, address: str, question: str, *, as_postgres: bool = False) -> str:
+        client = which("psql")
+        if not client and not as_postgres:
+            return cls._ask_in_python(address, question)
+        become = ["runuser", "--user", "postgres", "--"] if as_postgres else []
+        if become and os.geteuid() != 0:
+            raise ServiceError("only root can become postgres")
         options = ["--no-psqlrc", "--no-align", "--tuples-only", "--quiet", "--no-password"]
         timeout = {"PGCONNECT_TIMEOUT": str(CONNECT_TIMEOUT)}
-        return run([*client, *options, *arguments, "--command", question], env=os.environ | timeout, cwd="/")
+        command = [*become, client or "psql", *options, "--dbname", address, "--command", question]
+        return run(command, env=os.environ | timeout, cwd="/")
+
+    @staticmethod
+    def _ask_in_python(address: str, question: str) -> str:
+        psycopg = importlib.import_module("psycopg")
+        try:
+            with psycopg.connect(address, autocommit=True, connect_timeout=CONNECT_TIMEOUT) as connection:
+                cursor = connection.execute(question)
+                row = (cursor.fetchone() or ()) if cursor.description else ()
+        except psycopg.Error as error:
+            raise ServiceError(" ".join(str(error).split())) from None
+        return "|".join("t" if value is True else "f" if value is False else str(value) for value in row)
 
     @staticmethod
     def _programs(name: str) -> Iterator[Path]:
@@ -536,6 +577,7 @@ class MariaDB(Service):
     variable = "ASYNCTASQ_MYSQL_DSN"
     default = "mysql://test:test@localhost:3306/test_db"
     packages = ("mariadb-server",)
+    client = ("mariadb", "MySQLdb", "mariadb-client")
     account = "mysql"
 
     # Rights on the database that Django makes for its tests: its name starts with test_.
@@ -592,13 +634,37 @@ class MariaDB(Service):
 
     @staticmethod
     def _ask(parts: SplitResult | None, user: str, question: str, password: str = "", database: str = "") -> str:
-        client = which("mariadb") or which("mysql") or "mariadb"
+        client = which("mariadb")
+        if not client and parts:
+            return MariaDB._ask_in_python(parts, user, question, password, database)
         where = ["--protocol=SOCKET"]
         if parts:
             where = ["--protocol=TCP", f"--host={parts.hostname or LOOPBACK}", f"--port={parts.port or 3306}"]
         options = [*where, f"--user={user}", f"--connect-timeout={CONNECT_TIMEOUT}", f"--database={database}"]
-        command = [client, "--no-defaults", *options, "--batch", "--skip-column-names", "--execute", question]
+        command = [
+            client or "mariadb",
+            "--no-defaults",
+            *options,
+            "--batch",
+            "--skip-column-names",
+            "--execute",
+            question,
+        ]
         return run(command, env=os.environ | {"MYSQL_PWD": password})
+
+    @staticmethod
+    def _ask_in_python(parts: SplitResult, user: str, question: str, password: str, database: str) -> str:
+        client = importlib.import_module("MySQLdb")
+        address = {"host": parts.hostname or LOOPBACK, "port": parts.port or 3306}
+        login = {"user": user, "password": password, "database": database}
+        try:
+            connection = client.connect(**address, **login, connect_timeout=CONNECT_TIMEOUT)
+            with contextlib.closing(connection), connection.cursor() as cursor:
+                cursor.execute(question)
+                row = cursor.fetchone() or ()
+        except client.Error as error:
+            raise ServiceError("ERROR {} {}".format(*error.args)) from None
+        return "\t".join(map(str, row))
 
     @classmethod
     def binary(cls) -> Path | None:
@@ -691,6 +757,7 @@ def obtain(kind: type[Service]) -> tuple[str, str, str]:
     """The address of a server to use, its version, and how it was come by."""
     private = os.environ.get("SERVICES") == "private"
     reasons = []
+    kind.require_client()
     if not private:
         named = os.environ.get(kind.variable)
         for url in filter(None, (named, kind.default.replace("localhost", LOOPBACK))):
