@@ -5,10 +5,10 @@
     services.py status
     services.py down [--remove]                end exactly what `up` started; --remove also deletes its data
 
-A server is looked for at the address in the environment, then at the default address. Where none can be
-used, one of our own is started on the loopback: with `docker compose` if an engine runs, else from Debian's
-packages. SERVICES=private skips the looking and uses other ports than the default ones. Only the standard
-library is needed (Python 3.11).
+A server is looked for at the address in the environment, then at the default address. Where none can be used, one
+of our own is started on the loopback: with `docker compose` if an engine runs, else from Debian's packages; it stays
+in use until `down`. SERVICES=private skips the looking and takes other ports than the default ones. Only the
+standard library is needed (Python 3.11).
 
 Tests import the classes to have servers they may kill: `Redis(directory, port)` and so on.
 """
@@ -753,37 +753,50 @@ def own(kind: type[Service], *, default_port_allowed: bool) -> Service:
     return service
 
 
-def obtain(kind: type[Service]) -> tuple[str, str, str]:
-    """The address of a server to use, its version, and how it was come by."""
-    private = os.environ.get("SERVICES") == "private"
-    reasons = []
-    kind.require_client()
-    if not private:
-        named = os.environ.get(kind.variable)
-        for url in filter(None, (named, kind.default.replace("localhost", LOOPBACK))):
-            try:
-                return url, find(kind, url), "found"
-            except ServiceError as error:
-                reasons.append(f"at {place(url)}: {error}")
-        if named:
-            print(f"{kind.title}: {kind.variable} cannot be used {reasons[0]}", file=sys.stderr)
-    service = own(kind, default_port_allowed=not private)
-    if service.started:
-        with contextlib.suppress(ServiceError):
-            return service.url, find(kind, service.url), "started earlier"
-        service.stop()
+def start_own(service: Service, reasons: list[str]) -> str:
+    """Start the server in one of the two ways and return which; `reasons` is why none was found."""
     if engine_runs():
         try:
             service.start_container()
-            return service.url, find(kind, service.url), "started in a container"
         except ServiceError as error:
             reasons.append(f"container: {error}")
             service.stop()
+        else:
+            return "started in a container"
     try:
         service.start()
     except ServiceError as error:
         raise ServiceError("; ".join([*reasons, f"own: {error}"])) from None
-    return service.url, find(kind, service.url), "started"
+    return "started"
+
+
+def obtain(kind: type[Service]) -> tuple[str, str, str]:
+    """The address of a server to use, its version, and how it was come by."""
+    private = os.environ.get("SERVICES") == "private"
+    named = "" if private else os.environ.get(kind.variable, "")
+    reasons = []
+    kind.require_client()
+    service = own(kind, default_port_allowed=not private)
+
+    def look(url: str, how: str) -> tuple[str, str, str] | None:
+        try:
+            return url, find(kind, url), how
+        except ServiceError as error:
+            reasons.append(f"at {place(url)}: {error}")
+            return None
+
+    if named and named != service.url:
+        if found := look(named, "found"):
+            return found
+        print(f"{kind.title}: {kind.variable} cannot be used, {reasons[0]}", file=sys.stderr)
+    if service.started:  # and stays in use until `down`
+        if found := look(service.url, "started earlier"):
+            return found
+        service.stop()
+    if not private and (found := look(kind.default.replace("localhost", LOOPBACK), "found")):
+        return found
+    how = start_own(service, reasons)
+    return service.url, find(kind, service.url), how
 
 
 def up(names: Sequence[str]) -> int:
