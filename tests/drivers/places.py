@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any, ClassVar, Self, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from asynctasq import drivers
@@ -210,10 +210,33 @@ class RedisPlace(Server):
         self._client.flushdb()
 
     def put(self, message: Message, payload: bytes) -> None:
-        raise NotImplementedError
+        base = f"asynctasq:{{{message.queue}}}"
+        self._client.sadd("asynctasq:queues", message.queue)
+        self._client.zadd(f"{base}:priorities", {str(message.priority): message.priority})
+        lease = int(message.visibility_timeout * 1000)
+        fields = {"id": message.id, "payload": payload, "attempt": 1, "lease": lease}
+        self._client.xadd(f"{base}:stream:{message.priority}", cast(Any, fields))
 
     def traces(self) -> int:
-        raise NotImplementedError
+        """Ids that occur in any key; an entry that is leased but gone counts as one too."""
+        found: set[bytes] = set()
+        for key in self._client.scan_iter():
+            if b":task:" in key:
+                found.add(key.rpartition(b":task:")[2])
+            elif b":stream:" in key:
+                entries = dict(self._client.xrange(key))
+                held = {one["message_id"] for one in self._held(key)}
+                found |= {fields[b"id"] for fields in entries.values()} | (held - entries.keys())
+            elif key.endswith(b":index"):
+                found |= set(self._client.hkeys(key))
+            elif b":ids:" in key or key.endswith(b":scheduled"):
+                found |= set(self._client.zrange(key, 0, -1))
+        return len(found)
+
+    def _held(self, stream: bytes) -> list[Any]:
+        if not self._client.xinfo_groups(stream):
+            return []
+        return list(self._client.xpending_range(stream, "workers", "-", "+", 10_000))
 
     def close(self) -> None:
         self._client.flushdb()
