@@ -157,17 +157,17 @@ DELETE FROM {queue} AS t USING json_array_elements_text(%(ids)s::json) AS i(id) 
 
 -- name: due
 SELECT (SELECT extract(epoch FROM available_at - clock_timestamp())::float8 FROM {queue}
-        WHERE status = 'scheduled' AND queue_name IN (SELECT json_array_elements_text(%(queues)s::json))
+        WHERE status = 'scheduled' AND %(queues)s::jsonb ? queue_name
         ORDER BY available_at LIMIT 1),
        (SELECT extract(epoch FROM locked_until - clock_timestamp())::float8 FROM {queue}
-        WHERE status = 'processing' AND queue_name IN (SELECT json_array_elements_text(%(queues)s::json))
+        WHERE status = 'processing' AND %(queues)s::jsonb ? queue_name
         ORDER BY locked_until LIMIT 1);
 
 -- name: promote
 WITH chosen AS MATERIALIZED (
     SELECT id FROM {queue}
     WHERE status = 'scheduled' AND available_at <= clock_timestamp()
-      AND queue_name IN (SELECT json_array_elements_text(%(queues)s::json))
+      AND %(queues)s::jsonb ? queue_name
     ORDER BY available_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED),
@@ -179,7 +179,7 @@ SELECT pg_notify('asynctasq', queue_name), n FROM (SELECT queue_name, count(*) A
 SELECT id, queue_name, payload, current_attempt, max_attempts, claims, visibility_timeout, worker
 FROM {queue}
 WHERE status = 'processing' AND locked_until < clock_timestamp()
-  AND queue_name IN (SELECT json_array_elements_text(%(queues)s::json))
+  AND %(queues)s::jsonb ? queue_name
 ORDER BY locked_until
 LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED;
@@ -212,7 +212,7 @@ SELECT id, queue_name, task, status, priority, current_attempt, max_attempts, pa
        extract(epoch FROM first_failed_at)::float8, extract(epoch FROM last_failed_at)::float8
 FROM {queue}
 WHERE id < %(before)s AND id >= %(floor)s
-  AND status IN (SELECT json_array_elements_text(%(statuses)s::json))
+  AND %(statuses)s::jsonb ? status
   AND (%(queue)s::text IS NULL OR queue_name = %(queue)s)
   AND (%(task)s::text IS NULL OR task = %(task)s)
   AND (%(created_after)s::float8 IS NULL OR created_at >= to_timestamp(%(created_after)s))
