@@ -94,7 +94,7 @@ _Command = tuple[Any, ...]
 _Call = tuple[_Command, Sequence[Lease]]
 _SCRIPTS = {path.stem: path.read_text("utf-8") for path in Path(__file__).with_name("lua").glob("*.lua")}
 _SHA = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in _SCRIPTS.items()}
-_LOAD: list[_Command] = [("SCRIPT LOAD", text) for text in _SCRIPTS.values()]
+_LOAD: list[_Command] = [("SCRIPT", "LOAD", text) for text in _SCRIPTS.values()]
 _QUEUES = "asynctasq:queues"
 _SUSPECTS = "suspects"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -160,7 +160,7 @@ class RedisDriver(Driver, Inspector):
         return commands, set(arguments)
 
     def _naming(self, queues: set[str], replies: Sequence[Any]) -> list[_Command]:
-        """The command that names queues again: a priority that is new in a known queue may mean that all was flushed."""
+        """What names queues again: a priority that is new in a known queue may mean that all was flushed."""
         known = queues <= self._named
         self._named |= queues
         return [("SADD", _QUEUES, *queues)] if known and 1 in replies else []
@@ -225,7 +225,9 @@ class RedisDriver(Driver, Inspector):
         keys = [*view.streams, *(view.suspects if suspects > 0 else ())]
         block = ("COUNT", 1, "BLOCK", math.ceil(wait * 1000), "STREAMS", *keys, *[">"] * len(keys))
         before = time.monotonic()
-        [reply] = await self._link.run([("XREADGROUP", "GROUP", "workers", self.worker_id, *block)], CALL_DEADLINE + wait)
+        [reply] = await self._link.run(
+            [("XREADGROUP", "GROUP", "workers", self.worker_id, *block)], CALL_DEADLINE + wait
+        )
         kept: list[Lease] = []
         over: list[Lease] = []
         for lease in view.leases(reply, before):
@@ -329,7 +331,7 @@ class RedisDriver(Driver, Inspector):
         return promoted, min(waits, default=None)
 
     async def _recover(self, view: _View, limit: int) -> tuple[int, int]:
-        streams = view.of_suspects | view.places
+        streams = view.places
         held = await self._link.run([("XPENDING", key, "workers", "-", "+", 1) for key in streams])
         recovered = buried = 0
         soonest = LOOK_FOR_EXPIRED
@@ -376,7 +378,7 @@ class RedisDriver(Driver, Inspector):
         worker = consumer.decode("utf-8", "replace")
         error = ErrorInfo(
             type="asynctasq.errors.WorkerLost",
-            message=f"attempt {lease.attempt}: worker {worker} was lost; its lease of {lease.visibility_timeout:g} s ran out",
+            message=f"attempt {lease.attempt}: worker {worker} was lost, its lease of {lease.visibility_timeout:g} s over",
         )
         outcome: Retry | Dead
         if lease.message is None and lease.attempt < UNREADABLE_ATTEMPTS:
@@ -455,7 +457,7 @@ class RedisDriver(Driver, Inspector):
 
     async def _leased(self, queues: Sequence[str]) -> set[_Place]:
         found: set[_Place] = set()
-        for key, (queue, _) in (await self._view(queues)).all.items() if queues else ():
+        for key, (queue, _) in (await self._view(queues)).places.items() if queues else ():
             cursor = "-"
             while cursor and len(found) < self.config.task_scan_limit:
                 command = ("EVALSHA", _SHA["leases"], 1, key, cursor, CHUNK, "ids")
@@ -463,3 +465,445 @@ class RedisDriver(Driver, Inspector):
                 found |= {(id.decode("ascii", "replace"), queue) for id in ids}
                 cursor = f"({last.decode()}" if last else ""
         return found
+
+    async def _read(self, places: Sequence[_Place]) -> list[TaskInfo]:
+        """What is known of these tasks, in their order; those that are gone are left out."""
+        by_queue: dict[str, list[str]] = {}
+        for id, queue in places:
+            by_queue.setdefault(queue, []).append(id)
+        parts = [(queue, part) for queue, ids in by_queue.items() for part in _parts(ids, CHUNK)]
+        replies = await self._link.run([_script("read", queue, *part) for queue, part in parts])
+        found = {
+            (id, queue): _info(id, queue, *row)
+            for (queue, part), rows in zip(parts, replies, strict=True)
+            for id, row in zip(part, rows, strict=True)
+            if row
+        }
+        return [found[place] for place in places if place in found]
+
+    async def get(self, ids: Sequence[str]) -> list[TaskInfo]:
+        queues = await self._queues()
+        return await self._read([(id, queue) for id in _usable(ids) for queue in queues])
+
+    async def requeue(self, ids: Sequence[str]) -> int:
+        return await self._everywhere("requeue", (), ids)
+
+    async def cancel(self, ids: Sequence[str]) -> int:
+        return await self._everywhere("remove", ("keep" if self.config.keep_completed_tasks else "cancel",), ids)
+
+    async def delete(self, ids: Sequence[str]) -> int:
+        return await self._everywhere("remove", ("delete",), ids)
+
+    async def _everywhere(self, script: str, how: tuple[str, ...], ids: Sequence[str]) -> int:
+        """Run a script that counts for these ids in every queue: an id does not say where it belongs."""
+        queues = await self._queues()
+        parts = _parts(_usable(ids), CHUNK)
+        return sum(await self._link.run([_script(script, queue, *how, *part) for queue in queues for part in parts]))
+
+    async def _queues(self) -> list[str]:
+        [names] = await self._link.run([("SMEMBERS", _QUEUES)])
+        return sorted(name.decode("utf-8", "replace") for name in names)
+
+
+class _View:
+    """The streams of some queues, in the order of claiming."""
+
+    def __init__(self, priorities: dict[str, list[bytes]]) -> None:
+        self.until = time.monotonic() + LOOK_FOR_PRIORITIES
+        at = [(queue, priority.decode()) for queue, some in priorities.items() for priority in some]
+        suspects = [(queue, _SUSPECTS) for queue in priorities]
+        self.streams = [_stream(*place) for place in at]
+        self.suspects = [_stream(*place) for place in suspects]
+        self.places = {_stream(*place): place for place in suspects + at}
+        self._by_key = {key.encode(): place for key, place in self.places.items()}
+
+    def leases(self, reply: Any, claimed_at: float) -> list[Lease]:
+        """The leases in a reply of XREADGROUP."""
+        return [
+            _lease(*self._by_key[key], entry, flat, claimed_at) for key, rows in reply or () for entry, flat in rows
+        ]
+
+
+class _Move(NamedTuple):
+    """An entry's way to its next place: the arguments of ``move.lua``."""
+
+    lease: Lease
+    place: str
+    fields: dict[str, Any]
+    delay: float = 0.0
+    idle: int = 0
+    duration: float | None = None
+
+    def arguments(self) -> list[Any]:
+        stream, entry = self.lease.receipt
+        fields = {name: value for name, value in self.fields.items() if value is not None}
+        took = "" if self.duration is None else round(self.duration * 1e6)
+        head = [stream, entry, self.lease.id, self.place, math.ceil(self.delay * 1e6), self.idle, took, len(fields)]
+        return head + list(chain.from_iterable(fields.items()))
+
+
+def _retried(retry: Retry, suspect: int) -> _Move:
+    fields = {"attempt": retry.lease.attempt + 1, "error": msgspec.msgpack.encode(retry.error), "suspect": suspect}
+    return _Move(retry.lease, "scheduled", fields, delay=retry.delay, duration=retry.duration)
+
+
+def _buried(dead: Dead, worker: str) -> _Move:
+    fields = {"attempt": dead.lease.attempt, "error": msgspec.msgpack.encode(dead.error), "worker": worker}
+    return _Move(dead.lease, "dead", fields, duration=dead.duration)
+
+
+def _moving(moves: Iterable[_Move]) -> list[_Call]:
+    by_queue: dict[str, list[_Move]] = {}
+    for move in moves:
+        by_queue.setdefault(move.lease.queue, []).append(move)
+    return [
+        (_script("move", queue, *chain.from_iterable(move.arguments() for move in part)), [move.lease for move in part])
+        for queue, some in by_queue.items()
+        for part in _parts(some, CHUNK)
+    ]
+
+
+def _by_stream(leases: Iterable[Lease]) -> dict[tuple[str, str], list[Lease]]:
+    found: dict[tuple[str, str], list[Lease]] = {}
+    for lease in leases:
+        found.setdefault((lease.queue, lease.receipt[0]), []).append(lease)
+    return found
+
+
+def _lease(queue: str, stream: str, entry: bytes, flat: Sequence[bytes], claimed_at: float) -> Lease:
+    """The lease on an entry. One that is not as we write them is still a lease, under a name made up from its place."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    try:
+        payload, id = fields[b"payload"], fields[b"id"].decode("ascii")
+        attempt, life = int(fields[b"attempt"]), int(fields[b"lease"])
+        if not (0 < len(id) <= 64 and 0 < attempt < 2**31 and 0 < life < 2**42):
+            raise ValueError
+    except (KeyError, ValueError):
+        payload = fields.get(b"payload", b" ".join(flat)[:65536])
+        id, attempt, life = f"{stream}-{entry.decode()}", 1, 300_000
+    return open_lease(
+        id=id,
+        queue=queue,
+        payload=payload,
+        attempt=attempt,
+        receipt=(stream, entry),
+        visibility_timeout=life / 1000,
+        claimed_at=claimed_at,
+        suspect=stream == _SUSPECTS,
+    )
+
+
+def _info(
+    id: str, queue: str, status: bytes, stream: bytes, flat: list[bytes], due: bytes, worker: bytes, *lease: bytes
+) -> TaskInfo:
+    """A task from what ``read.lua`` returns."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    payload = fields.get(b"payload", b"")
+    try:
+        message = decode(payload)
+    except DecodeError:
+        message = None
+    began, renewed = (_number(value) for value in lease)
+    life, attempt = _number(fields.get(b"lease")) or 0, _number(fields.get(b"attempt")) or 0
+    state = cast(Status, status.decode())
+    return TaskInfo(
+        id=id,
+        queue=queue,
+        task=message.task if message else "",
+        status=state,
+        priority=_number(fields.get(b"priority", stream)) or 0,
+        attempt=attempt - (state in ("pending", "scheduled", "cancelled")),
+        max_attempts=message.max_attempts if message else 0,
+        payload=payload,
+        created_at=message.created_at if message else None,
+        available_at=_instant(_number(due)) or (message.available_at if message else None),
+        locked_until=_instant((renewed + life) * 1000) if renewed else None,
+        started_at=_instant(began * 1000 if began else _number(fields.get(b"started"))),
+        finished_at=_instant(_number(fields.get(b"finished"))),
+        worker=(worker or fields.get(b"worker", b"")).decode("utf-8", "replace") or None,
+        correlation_id=message.correlation_id if message else None,
+        result=fields.get(b"result"),
+        error=_error(fields.get(b"error")),
+        first_failed_at=_instant(_number(fields.get(b"first_failed"))),
+        last_failed_at=_instant(_number(fields.get(b"last_failed"))),
+    )
+
+
+def _number(value: bytes | None) -> int | None:
+    try:
+        return int(float(value)) if value else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _instant(micros: int | None) -> datetime | None:
+    try:
+        return None if micros is None else _EPOCH + timedelta(microseconds=micros)
+    except OverflowError:
+        return None
+
+
+def _error(packed: bytes | None) -> ErrorInfo | None:
+    try:
+        return msgspec.msgpack.decode(packed, type=ErrorInfo) if packed else None
+    except msgspec.DecodeError:
+        return None
+
+
+def _matches(query: TaskQuery, statuses: frozenset[Status], info: TaskInfo) -> bool:
+    if info.status not in statuses or query.task not in (None, info.task):
+        return False
+    if query.created_after is None and query.created_before is None:
+        return True
+    return info.created_at is not None and (
+        (query.created_after is None or info.created_at >= query.created_after)
+        and (query.created_before is None or info.created_at < query.created_before)
+    )
+
+
+_Place = tuple[str, str]
+"""Id and queue. Sorted by id, newest first, then by queue: an id may be in several."""
+
+
+def _below(places: Iterable[_Place], after: _Place | None) -> list[_Place]:
+    ordered = sorted(sorted(places, key=lambda place: place[1]), key=lambda place: place[0], reverse=True)
+    if after is None:
+        return ordered
+    return [(id, queue) for id, queue in ordered if id < after[0] or (id == after[0] and queue > after[1])]
+
+
+def _start(after: _Place | None, queue: str) -> str:
+    """Where ZREVRANGEBYLEX begins in one queue."""
+    if after is None:
+        return "+"
+    return f"[{after[0]}" if queue > after[1] else f"({after[0]}"
+
+
+def _usable(ids: Iterable[str]) -> list[str]:
+    """Those that can be an id at all, each once."""
+    return [id for id in dict.fromkeys(ids) if id.isascii() and 0 < len(id) <= 64]
+
+
+def _due(message: Message) -> str:
+    if message.available_at is not None:
+        return str((message.available_at - _EPOCH) // timedelta(microseconds=1))
+    return f"+{math.ceil(message.delay * 1e6)}" if message.delay else "0"
+
+
+def _base(queue: str) -> str:
+    return f"asynctasq:{{{queue}}}"
+
+
+def _stream(queue: str, stream: str) -> str:
+    return f"asynctasq:{{{queue}}}:stream:{stream}"
+
+
+def _script(name: str, queue: str, *arguments: Any) -> _Command:
+    return ("EVALSHA", _SHA[name], 1, _base(queue), *arguments)
+
+
+def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+# ---- connections
+
+
+class _NoGroupError(BrokerUnavailable):
+    """A stream or its group is not there."""
+
+
+_MISCONFIGURED = re.compile(
+    r"\b(NOAUTH|NOPERM|WRONGPASS|WRONGTYPE|unknown command|DB index is out of range|Invalid Database)\b", re.I
+)
+_FULL = re.compile(r"\b(OOM|MISCONF)\b")
+
+
+def _failure(exc: Exception, url: str) -> Exception:
+    """An error of the client as one of ours. Inside a script the server's word stands somewhere in the text."""
+    text = f"Redis at {mask_url(url)}: {str(exc)[:300] or 'no answer in time'}"
+    if isinstance(exc, AuthenticationError | NoPermissionError) or _MISCONFIGURED.search(text):
+        return ConfigurationError(text)
+    if _FULL.search(text):
+        return BrokerFull(text)
+    if isinstance(exc, ResponseError) and ("NOGROUP" in text or "UNBLOCKED" in text):
+        return _NoGroupError(text)
+    # LOADING, BUSY, TRYAGAIN, READONLY, CLUSTERDOWN, MASTERDOWN, no connection: later it may go well.
+    return BrokerUnavailable(text)
+
+
+def _checked(replies: list[Any], url: str) -> list[Any]:
+    """``replies``, unless one of them is an error."""
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            raise _failure(reply, url) from reply
+    return replies
+
+
+def _readonly(replies: list[Any]) -> bool:
+    """The server is a replica by now: the connections lead to the wrong place."""
+    return any(
+        isinstance(reply, RedisError) and "READONLY" in f"{reply!s}{type(reply).__name__.upper()}" for reply in replies
+    )
+
+
+def _pool(kind: Any, retry: Any, config: Config, **options: Any) -> Any:
+    """A pool of connections of either client.
+
+    RESP2, since every server from 6.2 on speaks it and its replies are the plain lists that are read here. No retries
+    by the client: with a lost reply they would claim twice, and with a dead server hold the caller for a minute.
+    """
+    url = config.redis_location()
+    try:
+        pool = kind.from_url(url, max_connections=config.redis_max_connections)
+    except (ValueError, TypeError) as exc:
+        # The cause's text may quote the URL's password.
+        raise ConfigurationError(f"redis_url {mask_url(url)} cannot be used: {type(exc).__name__}") from None
+    # Set afterwards: what the URL says of these would win over arguments.
+    fixed = {"protocol": 2, "decode_responses": False, "socket_keepalive": True, "retry": retry(NoBackoff(), 0)}
+    pool.connection_kwargs |= fixed | options
+    return pool
+
+
+class _Link:
+    """The connections of one event loop. Each call has one to itself, so that a waiting claim holds up nobody."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._url = config.redis_location()
+        self._client: redis.asyncio.Redis | None = None
+
+    async def open(self) -> None:
+        # No time-outs on sockets: each call has its own deadline, and a claim may wait for longer than others.
+        options = {"socket_timeout": None, "socket_connect_timeout": None}
+        pool = _pool(redis.asyncio.BlockingConnectionPool, AsyncRetry, self._config, **options)
+        pool.timeout = None
+        self._client = redis.asyncio.Redis.from_pool(pool)
+        self._client.response_callbacks.clear()
+        try:
+            await self.run([("PING",), *_LOAD])
+            _check_server(self._url, await self._send([("INFO", "server"), *_ASK], None))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def run(self, commands: Sequence[_Command], deadline: float | None = None) -> list[Any]:
+        """The replies to ``commands``, sent together. Raises errors of ours alone."""
+        replies = await self._send(commands, deadline)
+        missing = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if missing:
+            await self._send(_LOAD, deadline)
+            for n, reply in zip(missing, await self._send([commands[n] for n in missing], deadline), strict=True):
+                replies[n] = reply
+        if _readonly(replies) and self._client is not None:
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+        return _checked(replies, self._url)
+
+    async def _send(self, commands: Sequence[_Command], deadline: float | None) -> list[Any]:
+        """The replies, the server's errors among them."""
+        client = self._client
+        if client is None:
+            raise DriverClosed("the redis driver is not connected")
+        try:
+            async with asyncio.timeout(CALL_DEADLINE if deadline is None else deadline):
+                if len(commands) == 1:
+                    return [await client.execute_command(*commands[0])]
+                pipeline = client.pipeline(transaction=False)
+                for command in commands:
+                    pipeline.execute_command(*command)
+                replies: list[Any] = await pipeline.execute(raise_on_error=False)
+                return replies
+        except ResponseError as exc:
+            return [exc]
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise _failure(exc, self._url) from exc
+
+
+class _SyncLink:
+    """The same for threads without a loop: made at the first call, and again after a fork."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._url = config.redis_location()
+        self._lock = threading.Lock()
+        self._client: redis.Redis | None = None
+        self._pid = 0
+
+    def _opened(self) -> redis.Redis:
+        if self._client is not None and self._pid == os.getpid():
+            return self._client
+        with self._lock:
+            if self._client is None or self._pid != os.getpid():
+                # In all no more than PRODUCER_DEADLINE, unless a name has several addresses and each is silent.
+                options = {"socket_connect_timeout": PRODUCER_DEADLINE / 3, "socket_timeout": PRODUCER_DEADLINE * 2 / 3}
+                pool = _pool(redis.BlockingConnectionPool, SyncRetry, self._config, **options)
+                pool.timeout = PRODUCER_DEADLINE
+                client = redis.Redis.from_pool(pool)
+                client.response_callbacks.clear()
+                self._client, self._pid = client, os.getpid()
+            return self._client
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None and self._pid == os.getpid():
+            client.close()
+
+    def run(self, commands: Sequence[_Command]) -> list[Any]:
+        """The replies to ``commands``, sent together. Raises errors of ours alone."""
+        replies = self._send(commands)
+        missing = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if missing:
+            self._send(_LOAD)
+            for n, reply in zip(missing, self._send([commands[n] for n in missing]), strict=True):
+                replies[n] = reply
+        if _readonly(replies):
+            self.close()
+        return _checked(replies, self._url)
+
+    def _send(self, commands: Sequence[_Command]) -> list[Any]:
+        if not commands:
+            return []
+        client = self._opened()
+        try:
+            if len(commands) == 1:
+                return [client.execute_command(*commands[0])]
+            pipeline = client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            return pipeline.execute(raise_on_error=False)
+        except ResponseError as exc:
+            return [exc]
+        except (RedisError, OSError) as exc:
+            raise _failure(exc, self._url) from exc
+
+
+_ASK: list[_Command] = [("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly")]
+_advised: set[str] = set()
+
+
+def _check_server(url: str, replies: list[Any]) -> None:
+    """Refuse a server that is too old; advise, once in a process, against settings that lose tasks.
+
+    A server that does not tell, as managed ones may, is taken as it is.
+    """
+    info, policy, append = replies
+    found = re.search(rb"redis_version:(\d+)\.(\d+)", info) if isinstance(info, bytes) else None
+    if found and (int(found[1]), int(found[2])) < (6, 2):
+        raise ConfigurationError(
+            f"Redis at {mask_url(url)} is version {found[0].decode()[14:]}; 6.2 is the oldest that will do"
+        )
+    if url in _advised:
+        return
+    _advised.add(url)
+    if isinstance(policy, list) and policy[1:] not in ([], [b"noeviction"]):
+        logger.warning(
+            "Redis at %s may evict tasks when its memory is full: set maxmemory-policy noeviction", mask_url(url)
+        )
+    if isinstance(append, list) and append[1:] == [b"no"]:
+        logger.warning("Redis at %s loses its last tasks when it ends abruptly: set appendonly yes", mask_url(url))

@@ -20,12 +20,11 @@ local function stream_of(priority)
   if redis.call('ZADD', base .. ':priorities', priority, priority) == 1 then
     new = 1
     redis.pcall('XGROUP', 'CREATE', key, 'workers', '0', 'MKSTREAM')
-    -- Those who wait in XREADGROUP do not wait for this stream. All wait for the suspects' too: without its group
-    -- they get NOGROUP, make it again and look which priorities there are. Nothing is lost with an empty one's group.
-    local suspects = base .. ':stream:suspects'
-    if redis.call('XLEN', suspects) == 0 then
-      redis.pcall('XGROUP', 'DESTROY', suspects, 'workers')
-    end
+    -- Workers do not read this stream yet. Each of their reads includes an empty stream that is named after the number
+    -- of priorities, and fails, or if it waits is woken, when that one's group is gone.
+    local count = redis.call('ZCARD', base .. ':priorities')
+    redis.pcall('XGROUP', 'DESTROY', base .. ':bell:' .. (count - 1), 'workers')
+    redis.pcall('XGROUP', 'CREATE', base .. ':bell:' .. count, 'workers', '0', 'MKSTREAM')
   end
   streams[priority] = key
   return key
