@@ -10,6 +10,7 @@ Keys, all beginning with ``asynctasq:{queue}:`` so that those of one queue share
 ``stream:<priority>``   messages pending and processing, as entries
 ``stream:suspects``     the same for messages whose worker was lost
 ``priorities``          sorted set of the priorities in use
+``bell:<number>``       empty stream; it loses its group, which wakes all who read it, when a priority is new
 ``index``               hash: id -> ``<stream> <entry>``, or a word: scheduled, dead, completed, cancelled
 ``ids:<word>``          sorted set of ids, all of score 0, for listing; ``ids:pending`` has the processing ones too
 ``scheduled``           sorted set of ids by due time in us since the epoch
@@ -29,7 +30,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -77,21 +78,24 @@ PRODUCER_DEADLINE = 3.0
 """Seconds after which an enqueue is given up: somebody's web request is waiting for it."""
 CHUNK = 200
 """Most messages in one script, so that none holds the server up for more than a few milliseconds."""
-LOOK_FOR_SUSPECTS = 0.5
-LOOK_FOR_EXPIRED = 3.0
-LOOK_FOR_PRIORITIES = 10.0
-LOOK_FOR_CONSUMERS = 600.0
-"""Least seconds between two looks."""
+SUSPECT_INTERVAL, EXPIRED_INTERVAL, DUE_INTERVAL, CONSUMER_INTERVAL = 0.5, 3.0, 10.0, 600.0
+"""Least seconds between two looks for suspects, expired leases, the true time of what is scheduled, and consumers that
+are to be forgotten."""
+FORGET_AFTER = 3_600_000
+"""Milliseconds after which a consumer that holds nothing is forgotten."""
 SCAN = 1_000
-"""Leases looked at in one stream before the rest is left for the next look."""
-FORGET = 3_600_000
-"""Milliseconds after which a consumer that holds nothing is removed."""
+"""Live leases of one stream that a look passes over; the next look goes on from there."""
 UNREADABLE_ATTEMPTS = 3
-"""Runs of what is no message and so names no number itself."""
+"""Runs of what is no message, and so cannot say how many."""
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 _Command = tuple[Any, ...]
 _Call = tuple[_Command, Sequence[Lease]]
+"""A script that returns the positions of those leases that are lost."""
+_Place = tuple[str, str]
+"""An id and its queue."""
+
 _SCRIPTS = {path.stem: path.read_text("utf-8") for path in Path(__file__).with_name("lua").glob("*.lua")}
 _SHA = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in _SCRIPTS.items()}
 _LOAD: list[_Command] = [("SCRIPT", "LOAD", text) for text in _SCRIPTS.values()]
@@ -114,12 +118,11 @@ class RedisDriver(Driver, Inspector):
         self._sync_link = _SyncLink(config)
         self._named: set[str] = set()
         self._views: dict[tuple[str, ...], _View] = {}
-        self._clock = 0.0
-        """The server's time less ``time.monotonic()``. Only spares questions; the scripts decide by the true one."""
         self._idle = False
         self._suspects_at = self._expired_at = 0.0
-        self._forget_at = time.monotonic() + LOOK_FOR_CONSUMERS
+        self._consumers_at = time.monotonic() + CONSUMER_INTERVAL
         self._cursors: dict[str, str] = {}
+        self._heads: dict[str, tuple[bytes, float, float]] = {}
 
     async def connect(self) -> None:
         await self._link.open()
@@ -134,13 +137,15 @@ class RedisDriver(Driver, Inspector):
 
     async def enqueue(self, messages: Sequence[Message]) -> None:
         commands, queues = self._storing(messages)
-        replies = await self._link.run(commands, PRODUCER_DEADLINE)
-        await self._link.run(self._naming(queues, replies), PRODUCER_DEADLINE)
+        replies = await self._link.run(*commands, deadline=PRODUCER_DEADLINE)
+        if again := self._naming(queues, replies):
+            await self._link.run(again, deadline=PRODUCER_DEADLINE)
 
     def enqueue_sync(self, messages: Sequence[Message]) -> None:
         commands, queues = self._storing(messages)
-        replies = self._sync_link.run(commands)
-        self._sync_link.run(self._naming(queues, replies))
+        replies = self._sync_link.run(*commands)
+        if again := self._naming(queues, replies):
+            self._sync_link.run(again)
 
     def _storing(self, messages: Sequence[Message]) -> tuple[list[_Command], set[str]]:
         """The commands that store ``messages``, and their queues."""
@@ -151,7 +156,7 @@ class RedisDriver(Driver, Inspector):
                 raise PayloadTooLarge(
                     f"task {message.task}: a message of {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are taken"
                 )
-            life = max(1, math.ceil(message.visibility_timeout * 1000))
+            life = math.ceil(message.visibility_timeout * 1000)
             arguments.setdefault(message.queue, []).extend((message.id, payload, life, message.priority, _due(message)))
         new = arguments.keys() - self._named
         commands: list[_Command] = [("SADD", _QUEUES, *new)] if new else []
@@ -159,123 +164,110 @@ class RedisDriver(Driver, Inspector):
             commands += [_script("enqueue", queue, *part) for part in _parts(values, 5 * CHUNK)]
         return commands, set(arguments)
 
-    def _naming(self, queues: set[str], replies: Sequence[Any]) -> list[_Command]:
-        """What names queues again: a priority that is new in a known queue may mean that all was flushed."""
+    def _naming(self, queues: set[str], replies: Sequence[Any]) -> _Command | None:
+        """What names the queues again: that a priority is new in a known queue may mean that all was flushed."""
         known = queues <= self._named
         self._named |= queues
-        return [("SADD", _QUEUES, *queues)] if known and 1 in replies else []
+        return ("SADD", _QUEUES, *queues) if known and 1 in replies else None
 
     # ---- claiming
 
     async def claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int = 1) -> list[Lease]:
         until = time.monotonic() + wait
-        while queues and limit > 0:
+        for turn in range(10):
+            if not queues or limit <= 0:
+                break
             try:
                 return await self._claim(queues, limit, max(0.0, until - time.monotonic()), suspects)
             except _NoGroupError:
-                # A priority was used for the first time, or everything was flushed.
+                # The first message of a priority came, or all was flushed.
                 self._views.clear()
                 self._idle = False
-                if time.monotonic() > until + CALL_DEADLINE:
+                if turn == 9:
                     raise
         return []
 
     async def _claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int) -> list[Lease]:
-        """One pass over the streams, then a wait on all of them; while idle, the wait alone: one command in all."""
+        """Take what is there, else wait for something; while nothing comes, the wait alone is one command in all."""
         view = await self._view(queues)
         leases: list[Lease] = []
         if not (self._idle and wait):
             leases = await self._take(view, limit, suspects)
-        if not leases and wait:
-            began = time.monotonic()
-            leases = await self._await(view, limit, wait, suspects)
-            # What came at once had company: the next claim is to take all it may.
-            self._idle = time.monotonic() - began > 0.002
-        elif leases:
             self._idle = False
-        shortest = min((lease.visibility_timeout for lease in leases), default=LOOK_FOR_EXPIRED)
-        self._expired_at = min(self._expired_at, time.monotonic() + shortest)
+        if not leases and wait:
+            before = time.monotonic()
+            leases = await self._await(view, limit, wait, suspects)
+            # What comes at once has company, and the next claim is to take all it may.
+            self._idle = time.monotonic() - before > 0.002
+        if leases:
+            shortest = min(lease.visibility_timeout for lease in leases)
+            self._expired_at = min(self._expired_at, time.monotonic() + shortest)
         return leases
 
     async def _take(self, view: _View, limit: int, suspects: int) -> list[Lease]:
-        """What is pending now. Suspects are looked for twice a second, and when there is nothing else."""
-        now = time.monotonic()
-        look = suspects > 0 and now >= self._suspects_at
+        """What is there. Suspects are looked for twice a second, and when there is nothing else."""
+        before = time.monotonic()
+        look = suspects > 0 and before >= self._suspects_at
         if len(view.streams) == 1 and not look:
-            command = ("XREADGROUP", "GROUP", "workers", self.worker_id, "COUNT", limit, "STREAMS", *view.streams, ">")
-            leases = view.leases((await self._link.run([command]))[0], now)
-        else:
-            leases = await self._take_in_order(view.suspects if look else [], view, limit, suspects)
-        if not leases and suspects > 0 and not look:
-            leases = await self._take_in_order(view.suspects, view, limit, suspects)
-        return leases
-
-    async def _take_in_order(self, first: list[str], view: _View, limit: int, suspects: int) -> list[Lease]:
-        if first:
-            self._suspects_at = time.monotonic() + LOOK_FOR_SUSPECTS
-        now = time.monotonic()
-        keys = [*first, *view.streams]
-        command = ("EVALSHA", _SHA["claim"], len(keys), *keys, self.worker_id, limit, suspects, len(first))
-        return view.leases((await self._link.run([command]))[0], now)
+            keys = [*view.streams, *view.bells]
+            command = _reading(self.worker_id, limit, None, keys)
+            leases = view.leases((await self._link.run(command))[0], before)
+            if leases or suspects <= 0:
+                return leases
+        of_suspects = view.suspects if suspects > 0 else []
+        if of_suspects:
+            self._suspects_at = before + SUSPECT_INTERVAL
+        keys = [*view.bells, *of_suspects, *view.streams]
+        numbers = (limit, suspects, len(view.bells), len(of_suspects))
+        [reply] = await self._link.run(("EVALSHA", _SHA["claim"], len(keys), *keys, self.worker_id, *numbers))
+        return view.leases(reply, before)
 
     async def _await(self, view: _View, limit: int, wait: float, suspects: int) -> list[Lease]:
-        """The first entry to come to any stream. XREADGROUP counts for each stream, so a larger count could bring more
-        than ``limit``, or than ``suspects``; even so several may come at the very start, and what is over goes back.
+        """The first entry that comes. XREADGROUP counts for each stream, so a larger count could bring more than
+        ``limit`` or ``suspects``; even so several may come at the very start, and what is over goes back.
         """
-        keys = [*view.streams, *(view.suspects if suspects > 0 else ())]
-        block = ("COUNT", 1, "BLOCK", math.ceil(wait * 1000), "STREAMS", *keys, *[">"] * len(keys))
+        keys = [*view.streams, *view.bells, *(view.suspects if suspects > 0 else ())]
         before = time.monotonic()
-        [reply] = await self._link.run(
-            [("XREADGROUP", "GROUP", "workers", self.worker_id, *block)], CALL_DEADLINE + wait
-        )
+        [reply] = await self._link.run(_reading(self.worker_id, 1, wait, keys), deadline=CALL_DEADLINE + wait)
         kept: list[Lease] = []
         over: list[Lease] = []
         for lease in view.leases(reply, before):
             fits = len(kept) < limit and not (lease.suspect and sum(one.suspect for one in kept) >= suspects)
             (kept if fits else over).append(lease)
-        await self.release(over)
+        if over:
+            await self.release(over)
         return await self._renewed(kept, before)
 
     async def _renewed(self, leases: list[Lease], before: float) -> list[Lease]:
         """A lease begins when the server hands it out. That may be long after the command was sent, and long before
-        the reply was read if this loop was held up, so only the time of sending is safe. Where the wait since then is
-        much beside the lease's life, the lease is begun anew, which dates it within one round trip.
+        the reply is read if this loop was held up: only the time of sending is sure to be early enough. Where the wait
+        is much beside the life of the lease, it is begun anew, which dates it within one round trip.
         """
-        old = [lease for lease in leases if time.monotonic() - before > lease.visibility_timeout / 10]
         now = time.monotonic()
+        old = [lease for lease in leases if now - before > lease.visibility_timeout / 10]
+        if not old:
+            return leases
         lost = await self.extend(old)
-        renewed = [msgspec.structs.replace(lease, claimed_at=now) for lease in old if lease not in lost]
-        return [lease for lease in leases if lease not in old] + renewed
+        begun = [msgspec.structs.replace(lease, claimed_at=now) for lease in old if lease not in lost]
+        return [lease for lease in leases if lease not in old] + begun
 
     async def _view(self, queues: Sequence[str]) -> _View:
-        """The streams of ``queues``, which are looked up now and then: another process may use a new priority."""
-        view = self._views.get(tuple(queues))
-        if view is None or time.monotonic() >= view.until:
+        key = tuple(queues)
+        if key not in self._views:
             names = list(dict.fromkeys(queues))
-            before = time.monotonic()
-            look = [("ZREVRANGE", f"{_base(queue)}:priorities", 0, -1) for queue in names]
-            (seconds, micros), *found = await self._link.run([("TIME",), *look])
-            self._clock = int(seconds) + int(micros) / 1e6 - before
-            if view is None or not all(found):
-                found = await self._link.run([_script("open", queue) for queue in names])
-            view = self._views[tuple(queues)] = _View(dict(zip(names, found, strict=True)))
-        return view
+            found = await self._link.run(*[_script("open", name) for name in names])
+            self._views[key] = _View(dict(zip(names, found, strict=True)))
+        return self._views[key]
 
     # ---- settling
 
     async def ack(self, done: Sequence[Done]) -> list[Lease]:
-        gone = _by_stream(each.lease for each in done if not each.keep)
-        calls: list[_Call] = [
-            (_script("ack", queue, stream, *(lease.receipt[1] for lease in part), *(lease.id for lease in part)), part)
-            for (queue, stream), leases in gone.items()
-            for part in _parts(leases, CHUNK)
-        ]
         kept = [
             _Move(each.lease, "completed", {"worker": self.worker_id, "result": each.result}, duration=each.duration)
             for each in done
             if each.keep
         ]
-        return await self._settle(calls + _moving(kept))
+        return await self._settle(_by_stream("ack", [each.lease for each in done if not each.keep]) + _moving(kept))
 
     async def retry(self, retries: Sequence[Retry]) -> list[Lease]:
         return await self._settle(_moving([_retried(each, suspect=0) for each in retries]))
@@ -287,28 +279,19 @@ class RedisDriver(Driver, Inspector):
         return await self._settle(_moving([_Move(lease, "pending", {}) for lease in leases]))
 
     async def extend(self, leases: Sequence[Lease]) -> list[Lease]:
-        return await self._settle(
-            [
-                (_script("extend", queue, stream, *(lease.receipt[1] for lease in part)), part)
-                for (queue, stream), held in _by_stream(leases).items()
-                for part in _parts(held, CHUNK)
-            ]
-        )
+        return await self._settle(_by_stream("extend", leases))
 
     async def _settle(self, calls: Sequence[_Call]) -> list[Lease]:
-        replies = await self._link.run([command for command, _ in calls])
+        replies = await self._link.run(*[command for command, _ in calls])
         return [leases[n - 1] for (_, leases), lost in zip(calls, replies, strict=True) for n in lost]
 
     # ---- maintaining
 
     async def maintain(self, queues: Sequence[str], limit: int) -> Maintenance:
-        if not queues:
-            return Maintenance()
-        view = await self._view(queues)
         recovered = buried = 0
-        if time.monotonic() >= self._expired_at:
+        if time.monotonic() >= self._expired_at and queues:
             try:
-                recovered, buried = await self._recover(view, limit)
+                recovered, buried = await self._recover(await self._view(queues), limit)
             except _NoGroupError:
                 self._views.clear()
         promoted, next_due = await self._promote(queues, limit)
@@ -317,104 +300,94 @@ class RedisDriver(Driver, Inspector):
         return Maintenance(promoted=promoted, recovered=recovered, buried=buried, next_due=next_due)
 
     async def _promote(self, queues: Sequence[str], limit: int) -> tuple[int, float | None]:
-        heads = await self._link.run([("ZRANGE", f"{_base(queue)}:scheduled", 0, 0, "WITHSCORES") for queue in queues])
+        """Only the script knows the time, but it is not asked each second about a head that it has answered for."""
+        looks = [("ZRANGE", f"{_base(queue)}:scheduled", 0, 0, "WITHSCORES") for queue in queues]
         promoted = 0
         waits: list[float] = []
-        for queue, head in zip(queues, heads, strict=True):
-            wait = float(head[1]) / 1e6 - self._clock - time.monotonic() if head else None
-            while wait is not None and wait <= 0 and promoted < limit:
-                [(count, left)] = await self._link.run([_script("promote", queue, min(CHUNK, limit - promoted))])
-                promoted += count
-                wait = left / 1e6 if left >= 0 else None
-            if wait is not None:
-                waits.append(max(0.0, wait))
+        for queue, head in zip(queues, await self._link.run(*looks), strict=True):
+            if not head:
+                continue
+            known, due, ask = self._heads.get(queue, (b"", 0.0, 0.0))
+            left = max(0.0, due - time.monotonic()) if known == head[1] and time.monotonic() < ask else 0.0
+            while left == 0 and promoted < limit:
+                command = _script("promote", queue, min(CHUNK, limit - promoted))
+                [(count, micros, known)] = await self._link.run(command)
+                promoted, left, now = promoted + count, micros / 1e6, time.monotonic()
+                self._heads[queue] = known, now + left, now + min(left, DUE_INTERVAL)
+            if left >= 0:
+                waits.append(left)
         return promoted, min(waits, default=None)
 
     async def _recover(self, view: _View, limit: int) -> tuple[int, int]:
-        streams = view.places
-        held = await self._link.run([("XPENDING", key, "workers", "-", "+", 1) for key in streams])
+        held = await self._link.run(*[("XPENDING", key, "workers", "-", "+", 1) for key in view.places])
         recovered = buried = 0
-        soonest = LOOK_FOR_EXPIRED
-        for (key, (queue, stream)), some in zip(streams.items(), held, strict=True):
-            left = limit - recovered - buried
-            if some and left > 0:
-                moves, expiry = await self._expired(key, queue, stream, left)
+        soonest = EXPIRED_INTERVAL
+        for (key, place), some in zip(view.places.items(), held, strict=True):
+            if some and recovered + buried < limit:
+                moves, expiry = await self._expired(key, *place, limit - recovered - buried)
                 lost = await self._settle(_moving(moves))
-                fine = [move.place == "dead" for move in moves if move.lease not in lost]
-                recovered, buried = recovered + fine.count(False), buried + fine.count(True)
+                dead = [move.place == "dead" for move in moves if move.lease not in lost]
+                recovered, buried = recovered + dead.count(False), buried + dead.count(True)
                 soonest = min(soonest, expiry)
-        if time.monotonic() >= self._forget_at:
-            self._forget_at = time.monotonic() + LOOK_FOR_CONSUMERS
-            await self._link.run([("EVALSHA", _SHA["forget"], len(streams), *streams, FORGET)])
-        self._expired_at = time.monotonic() + (0.0 if recovered + buried >= limit else soonest)
+        now = time.monotonic()
+        self._expired_at = now + soonest
+        if now >= self._consumers_at:
+            self._consumers_at = now + CONSUMER_INTERVAL
+            keys = [*view.places, *view.bells]
+            await self._link.run(("EVALSHA", _SHA["forget"], len(keys), *keys, FORGET_AFTER))
         return recovered, buried
 
     async def _expired(self, key: str, queue: str, stream: str, limit: int) -> tuple[list[_Move], float]:
-        """What is to become of expired leases, and seconds until the next expires.
+        """What is to become of expired leases, and seconds until it is time to look again.
 
-        The cursor moves on from look to look: from the start each time, many that live would hide those that do not.
+        The place to begin moves on from look to look: many that live must not hide those that do not.
         """
         moves: list[_Move] = []
-        soonest = LOOK_FOR_EXPIRED
-        cursor, looked = self._cursors.get(key, "-"), 0
-        while looked < SCAN:
-            command = ("EVALSHA", _SHA["leases"], 1, key, cursor, CHUNK, "expired")
-            [(last, expiry, *rows)] = await self._link.run([command])
+        soonest, passed = EXPIRED_INTERVAL, 0
+        while passed < SCAN:
+            start = self._cursors.get(key, "-")
+            [(last, expiry, *rows)] = await self._link.run(("EVALSHA", _SHA["leases"], 1, key, start, CHUNK, "expired"))
             moves += [self._recovered(queue, stream, *row) for row in rows]
-            if expiry >= 0:
-                soonest = min(soonest, expiry / 1000)
             if len(moves) >= limit:
-                # Those beyond the limit are still to be found where this page began.
                 return moves[:limit], 0.0
-            cursor = f"({last.decode()}" if last else "-"
-            looked = 0 if rows else looked + CHUNK
+            soonest = min(soonest, expiry / 1000) if expiry >= 0 else soonest
+            passed += CHUNK - len(rows)
+            self._cursors[key] = f"({last.decode()}" if last else "-"
             if not last:
                 break
-        self._cursors[key] = cursor
         return moves, soonest
 
-    def _recovered(self, queue: str, stream: str, entry: bytes, idle: int, consumer: bytes, flat: list[bytes]) -> _Move:
+    def _recovered(self, queue: str, stream: str, entry: bytes, consumer: bytes, flat: list[bytes]) -> _Move:
         lease = _lease(queue, stream, entry, flat, 0.0)
         worker = consumer.decode("utf-8", "replace")
         error = ErrorInfo(
             type="asynctasq.errors.WorkerLost",
-            message=f"attempt {lease.attempt}: worker {worker} was lost, its lease of {lease.visibility_timeout:g} s over",
+            message=f"attempt {lease.attempt}: worker {worker} was lost; its lease of "
+            f"{lease.visibility_timeout:g} s ran out",
         )
-        outcome: Retry | Dead
+        outcome = decide(lease, error, cap=self.config.max_retry_delay)
         if lease.message is None and lease.attempt < UNREADABLE_ATTEMPTS:
             outcome = Retry(lease=lease, delay=0.0, error=error)
-        else:
-            outcome = decide(lease, error, cap=self.config.max_retry_delay)
         move = _retried(outcome, suspect=1) if isinstance(outcome, Retry) else _buried(outcome, worker)
-        # A lease renewed since it was found is left alone.
+        # A lease that was extended since it was found is left alone.
         return move._replace(idle=round(lease.visibility_timeout * 1000), duration=None)
 
     # ---- operating
 
     async def stats(self, queues: Sequence[str] | None = None) -> list[QueueStats]:
         names = await self._queues() if queues is None else sorted(set(queues))
-        replies = await self._link.run([_script("stats", name) for name in names])
-        return [
-            QueueStats(
-                queue=name,
-                pending=pending,
-                processing=processing,
-                scheduled=scheduled,
-                completed=completed,
-                dead=dead,
-                cancelled=cancelled,
-                oldest_pending=age / 1000 if age >= 0 else None,
-            )
-            for name, (pending, processing, scheduled, completed, dead, cancelled, age) in zip(
-                names, replies, strict=True
-            )
-        ]
+        replies = await self._link.run(*[_script("stats", name) for name in names])
+        found: list[QueueStats] = []
+        for name, (*counts, age) in zip(names, replies, strict=True):
+            numbers = dict(zip(STATUSES, counts, strict=True))
+            found.append(QueueStats(queue=name, oldest_pending=age / 1000 if age >= 0 else None, **numbers))
+        return found
 
     async def purge(self, queue: str) -> int:
         total = 0
         while True:
-            [count] = await self._link.run([_script("purge", queue, CHUNK)])
-            total += count
+            [count] = await self._link.run(_script("purge", queue, CHUNK))
+            total += int(count)
             if count < CHUNK:
                 return total
 
@@ -423,59 +396,58 @@ class RedisDriver(Driver, Inspector):
         if query.cursor is not None:
             after = cast(_Place, decode_cursor(query.cursor, tuple[str, str]))
         statuses = frozenset(STATUSES) if query.statuses is None else query.statuses
-        queues = await self._queues()
-        queues = [queue for queue in queues if query.queue in (None, queue)]
-        # What is processing is looked for among the leases: there are few, and often they are the oldest of many.
+        queues = [queue for queue in await self._queues() if query.queue in (None, queue)]
+        # What is processing is looked for among the leases: they are few, and often the oldest of many.
         leased = await self._leased(queues) if statuses == {"processing"} else None
         items: list[TaskInfo] = []
         left, size, more = self.config.task_scan_limit, query.limit + 1, True
         while more and left > 0 and len(items) <= query.limit:
             size = min(size, CHUNK, left)
-            places = await self._places(queues, statuses, after, size + 1) if leased is None else _below(leased, after)
-            places, more = places[:size], len(places) > size
+            sources = [leased] if leased is not None else await self._listed(queues, statuses, after, size + 1)
+            places = _below(chain.from_iterable(sources), after)
+            more, places = len(places) > size, places[:size]
             items += [info for info in await self._read(places) if _matches(query, statuses, info)]
-            left, size = left - len(places), 2 * size
-            after = places[-1] if places else after
+            left, size, after = left - len(places), 2 * size, places[-1] if places else after
         if len(items) > query.limit:
             items = items[: query.limit]
             return Page(items=items, next=encode_cursor(items[-1].id, items[-1].queue))
         return Page(items=items, next=encode_cursor(*after) if more and after else None, truncated=more)
 
-    async def _places(
+    async def _listed(
         self, queues: Sequence[str], statuses: frozenset[Status], after: _Place | None, count: int
-    ) -> list[_Place]:
-        """The next tasks, newest first by id: those of every queue and place, merged."""
+    ) -> list[list[_Place]]:
+        """The next tasks of every queue and list."""
         words = sorted({"pending" if status == "processing" else status for status in statuses})
-        sources = [(queue, word) for queue in queues for word in words]
-        commands = [
-            ("ZREVRANGEBYLEX", f"{_base(queue)}:ids:{word}", _start(after, queue), "-", "LIMIT", 0, count)
-            for queue, word in sources
+        lists = [(queue, word) for queue in queues for word in words]
+        start = f"[{after[0]}" if after else "+"
+        looks = [
+            ("ZREVRANGEBYLEX", f"{_base(queue)}:ids:{word}", start, "-", "LIMIT", 0, count + 1) for queue, word in lists
         ]
-        replies = await self._link.run(commands)
-        found = {(id.decode(), queue) for (queue, _), ids in zip(sources, replies, strict=True) for id in ids}
-        return _below(found, None)[:count]
+        replies = await self._link.run(*looks)
+        return [[(_text(id), queue) for id in ids] for (queue, _), ids in zip(lists, replies, strict=True)]
 
-    async def _leased(self, queues: Sequence[str]) -> set[_Place]:
-        found: set[_Place] = set()
-        for key, (queue, _) in (await self._view(queues)).places.items() if queues else ():
-            cursor = "-"
-            while cursor and len(found) < self.config.task_scan_limit:
-                command = ("EVALSHA", _SHA["leases"], 1, key, cursor, CHUNK, "ids")
-                [(last, _, *ids)] = await self._link.run([command])
-                found |= {(id.decode("ascii", "replace"), queue) for id in ids}
-                cursor = f"({last.decode()}" if last else ""
+    async def _leased(self, queues: Sequence[str]) -> list[_Place]:
+        found: list[_Place] = []
+        for key, (queue, _) in (await self._view(queues)).places.items():
+            start = "-"
+            while start and len(found) < self.config.task_scan_limit:
+                [(last, _, *ids)] = await self._link.run(("EVALSHA", _SHA["leases"], 1, key, start, CHUNK, "ids"))
+                found += [(_text(id), queue) for id in ids]
+                start = f"({last.decode()}" if last else ""
         return found
 
-    async def _read(self, places: Sequence[_Place]) -> list[TaskInfo]:
+    async def _read(self, places: Iterable[_Place]) -> list[TaskInfo]:
         """What is known of these tasks, in their order; those that are gone are left out."""
-        by_queue: dict[str, list[str]] = {}
-        for id, queue in places:
-            by_queue.setdefault(queue, []).append(id)
-        parts = [(queue, part) for queue, ids in by_queue.items() for part in _parts(ids, CHUNK)]
-        replies = await self._link.run([_script("read", queue, *part) for queue, part in parts])
+        places = list(places)
+        calls = [
+            (queue, part)
+            for queue, some in _grouped(places, lambda place: place[1]).items()
+            for part in _parts([id for id, _ in some], CHUNK)
+        ]
+        replies = await self._link.run(*[_script("read", queue, *part) for queue, part in calls])
         found = {
             (id, queue): _info(id, queue, *row)
-            for (queue, part), rows in zip(parts, replies, strict=True)
+            for (queue, part), rows in zip(calls, replies, strict=True)
             for id, row in zip(part, rows, strict=True)
             if row
         }
@@ -483,35 +455,35 @@ class RedisDriver(Driver, Inspector):
 
     async def get(self, ids: Sequence[str]) -> list[TaskInfo]:
         queues = await self._queues()
-        return await self._read([(id, queue) for id in _usable(ids) for queue in queues])
+        return await self._read((id, queue) for id in _usable(ids) for queue in queues)
 
     async def requeue(self, ids: Sequence[str]) -> int:
-        return await self._everywhere("requeue", (), ids)
+        return await self._everywhere("requeue", ids)
 
     async def cancel(self, ids: Sequence[str]) -> int:
-        return await self._everywhere("remove", ("keep" if self.config.keep_completed_tasks else "cancel",), ids)
+        return await self._everywhere("remove", ids, "keep" if self.config.keep_completed_tasks else "cancel")
 
     async def delete(self, ids: Sequence[str]) -> int:
-        return await self._everywhere("remove", ("delete",), ids)
+        return await self._everywhere("remove", ids, "delete")
 
-    async def _everywhere(self, script: str, how: tuple[str, ...], ids: Sequence[str]) -> int:
-        """Run a script that counts for these ids in every queue: an id does not say where it belongs."""
-        queues = await self._queues()
+    async def _everywhere(self, script: str, ids: Sequence[str], *how: str) -> int:
+        """Run a counting script for these ids in every queue: an id does not say where it belongs."""
         parts = _parts(_usable(ids), CHUNK)
-        return sum(await self._link.run([_script(script, queue, *how, *part) for queue in queues for part in parts]))
+        queues = await self._queues()
+        return sum(await self._link.run(*[_script(script, queue, *how, *part) for queue in queues for part in parts]))
 
     async def _queues(self) -> list[str]:
-        [names] = await self._link.run([("SMEMBERS", _QUEUES)])
-        return sorted(name.decode("utf-8", "replace") for name in names)
+        [names] = await self._link.run(("SMEMBERS", _QUEUES))
+        return sorted(map(_text, names))
 
 
 class _View:
-    """The streams of some queues, in the order of claiming."""
+    """The streams of some queues as ``open.lua`` found them, in the order of claiming."""
 
-    def __init__(self, priorities: dict[str, list[bytes]]) -> None:
-        self.until = time.monotonic() + LOOK_FOR_PRIORITIES
-        at = [(queue, priority.decode()) for queue, some in priorities.items() for priority in some]
-        suspects = [(queue, _SUSPECTS) for queue in priorities]
+    def __init__(self, opened: dict[str, list[bytes]]) -> None:
+        at = [(queue, priority.decode()) for queue, (_, *priorities) in opened.items() for priority in priorities]
+        suspects = [(queue, _SUSPECTS) for queue in opened]
+        self.bells = [f"{_base(queue)}:bell:{count.decode()}" for queue, (count, *_) in opened.items()]
         self.streams = [_stream(*place) for place in at]
         self.suspects = [_stream(*place) for place in suspects]
         self.places = {_stream(*place): place for place in suspects + at}
@@ -520,7 +492,10 @@ class _View:
     def leases(self, reply: Any, claimed_at: float) -> list[Lease]:
         """The leases in a reply of XREADGROUP."""
         return [
-            _lease(*self._by_key[key], entry, flat, claimed_at) for key, rows in reply or () for entry, flat in rows
+            _lease(*self._by_key[key], entry, flat, claimed_at)
+            for key, rows in reply or ()
+            if key in self._by_key
+            for entry, flat in rows
         ]
 
 
@@ -535,11 +510,10 @@ class _Move(NamedTuple):
     duration: float | None = None
 
     def arguments(self) -> list[Any]:
-        stream, entry = self.lease.receipt
         fields = {name: value for name, value in self.fields.items() if value is not None}
         took = "" if self.duration is None else round(self.duration * 1e6)
-        head = [stream, entry, self.lease.id, self.place, math.ceil(self.delay * 1e6), self.idle, took, len(fields)]
-        return head + list(chain.from_iterable(fields.items()))
+        head = [*self.lease.receipt, self.lease.id, self.place, math.ceil(self.delay * 1e6), self.idle, took]
+        return [*head, len(fields), *chain.from_iterable(fields.items())]
 
 
 def _retried(retry: Retry, suspect: int) -> _Move:
@@ -553,25 +527,24 @@ def _buried(dead: Dead, worker: str) -> _Move:
 
 
 def _moving(moves: Iterable[_Move]) -> list[_Call]:
-    by_queue: dict[str, list[_Move]] = {}
-    for move in moves:
-        by_queue.setdefault(move.lease.queue, []).append(move)
     return [
         (_script("move", queue, *chain.from_iterable(move.arguments() for move in part)), [move.lease for move in part])
-        for queue, some in by_queue.items()
+        for queue, some in _grouped(moves, lambda move: move.lease.queue).items()
         for part in _parts(some, CHUNK)
     ]
 
 
-def _by_stream(leases: Iterable[Lease]) -> dict[tuple[str, str], list[Lease]]:
-    found: dict[tuple[str, str], list[Lease]] = {}
-    for lease in leases:
-        found.setdefault((lease.queue, lease.receipt[0]), []).append(lease)
-    return found
+def _by_stream(script: str, leases: Iterable[Lease]) -> list[_Call]:
+    """Calls of a script for entries of one stream, and their ids."""
+    return [
+        (_script(script, queue, stream, *[one.receipt[1] for one in part], *[one.id for one in part]), part)
+        for (queue, stream), some in _grouped(leases, lambda lease: (lease.queue, lease.receipt[0])).items()
+        for part in _parts(some, CHUNK)
+    ]
 
 
 def _lease(queue: str, stream: str, entry: bytes, flat: Sequence[bytes], claimed_at: float) -> Lease:
-    """The lease on an entry. One that is not as we write them is still a lease, under a name made up from its place."""
+    """The lease on an entry. One that is not as we write them is still leased, under a name made up from its place."""
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     try:
         payload, id = fields[b"payload"], fields[b"id"].decode("ascii")
@@ -594,7 +567,7 @@ def _lease(queue: str, stream: str, entry: bytes, flat: Sequence[bytes], claimed
 
 
 def _info(
-    id: str, queue: str, status: bytes, stream: bytes, flat: list[bytes], due: bytes, worker: bytes, *lease: bytes
+    id: str, queue: str, status: bytes, stream: bytes, flat: list[bytes], due: bytes, consumer: bytes, *times: bytes
 ) -> TaskInfo:
     """A task from what ``read.lua`` returns."""
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -603,8 +576,7 @@ def _info(
         message = decode(payload)
     except DecodeError:
         message = None
-    began, renewed = (_number(value) for value in lease)
-    life, attempt = _number(fields.get(b"lease")) or 0, _number(fields.get(b"attempt")) or 0
+    began, ends = map(_instant, times)
     state = cast(Status, status.decode())
     return TaskInfo(
         id=id,
@@ -612,31 +584,36 @@ def _info(
         task=message.task if message else "",
         status=state,
         priority=_number(fields.get(b"priority", stream)) or 0,
-        attempt=attempt - (state in ("pending", "scheduled", "cancelled")),
+        attempt=(_number(fields.get(b"attempt")) or 1) - (state in ("pending", "scheduled", "cancelled")),
         max_attempts=message.max_attempts if message else 0,
         payload=payload,
         created_at=message.created_at if message else None,
-        available_at=_instant(_number(due)) or (message.available_at if message else None),
-        locked_until=_instant((renewed + life) * 1000) if renewed else None,
-        started_at=_instant(began * 1000 if began else _number(fields.get(b"started"))),
-        finished_at=_instant(_number(fields.get(b"finished"))),
-        worker=(worker or fields.get(b"worker", b"")).decode("utf-8", "replace") or None,
+        available_at=_instant(due) or (message.available_at if message else None),
+        locked_until=ends,
+        started_at=began or _instant(fields.get(b"started")),
+        finished_at=_instant(fields.get(b"finished")),
+        worker=_text(consumer or fields.get(b"worker", b"")) or None,
         correlation_id=message.correlation_id if message else None,
         result=fields.get(b"result"),
         error=_error(fields.get(b"error")),
-        first_failed_at=_instant(_number(fields.get(b"first_failed"))),
-        last_failed_at=_instant(_number(fields.get(b"last_failed"))),
+        first_failed_at=_instant(fields.get(b"first_failed")),
+        last_failed_at=_instant(fields.get(b"last_failed")),
     )
 
 
-def _number(value: bytes | None) -> int | None:
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _number(raw: bytes | None) -> int | None:
     try:
-        return int(float(value)) if value else None
+        return int(float(raw)) if raw else None
     except (ValueError, OverflowError):
         return None
 
 
-def _instant(micros: int | None) -> datetime | None:
+def _instant(raw: bytes | None) -> datetime | None:
+    micros = _number(raw)
     try:
         return None if micros is None else _EPOCH + timedelta(microseconds=micros)
     except OverflowError:
@@ -653,30 +630,15 @@ def _error(packed: bytes | None) -> ErrorInfo | None:
 def _matches(query: TaskQuery, statuses: frozenset[Status], info: TaskInfo) -> bool:
     if info.status not in statuses or query.task not in (None, info.task):
         return False
-    if query.created_after is None and query.created_before is None:
-        return True
-    return info.created_at is not None and (
-        (query.created_after is None or info.created_at >= query.created_after)
-        and (query.created_before is None or info.created_at < query.created_before)
-    )
-
-
-_Place = tuple[str, str]
-"""Id and queue. Sorted by id, newest first, then by queue: an id may be in several."""
+    created = info.created_at or _EPOCH
+    after, before = query.created_after or created, query.created_before
+    return created >= after and (before is None or created < before)
 
 
 def _below(places: Iterable[_Place], after: _Place | None) -> list[_Place]:
+    """The places after that one: by id, newest first, then by queue, for an id may be in several."""
     ordered = sorted(sorted(places, key=lambda place: place[1]), key=lambda place: place[0], reverse=True)
-    if after is None:
-        return ordered
-    return [(id, queue) for id, queue in ordered if id < after[0] or (id == after[0] and queue > after[1])]
-
-
-def _start(after: _Place | None, queue: str) -> str:
-    """Where ZREVRANGEBYLEX begins in one queue."""
-    if after is None:
-        return "+"
-    return f"[{after[0]}" if queue > after[1] else f"({after[0]}"
+    return [(id, queue) for id, queue in ordered if not after or id < after[0] or (id == after[0] and queue > after[1])]
 
 
 def _usable(ids: Iterable[str]) -> list[str]:
@@ -702,8 +664,21 @@ def _script(name: str, queue: str, *arguments: Any) -> _Command:
     return ("EVALSHA", _SHA[name], 1, _base(queue), *arguments)
 
 
+def _reading(consumer: str, count: int, wait: float | None, keys: Sequence[str]) -> _Command:
+    # BLOCK 0 would be for ever.
+    block = () if wait is None else ("BLOCK", max(1, math.ceil(wait * 1000)))
+    return ("XREADGROUP", "GROUP", "workers", consumer, "COUNT", count, *block, "STREAMS", *keys, *[">"] * len(keys))
+
+
 def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 # ---- connections
@@ -714,21 +689,20 @@ class _NoGroupError(BrokerUnavailable):
 
 
 _MISCONFIGURED = re.compile(
-    r"\b(NOAUTH|NOPERM|WRONGPASS|WRONGTYPE|unknown command|DB index is out of range|Invalid Database)\b", re.I
+    r"\b(NOAUTH|NOPERM|WRONGPASS|WRONGTYPE|unknown command|DB index is out of range|Invalid Database)\b", re.IGNORECASE
 )
-_FULL = re.compile(r"\b(OOM|MISCONF)\b")
 
 
 def _failure(exc: Exception, url: str) -> Exception:
-    """An error of the client as one of ours. Inside a script the server's word stands somewhere in the text."""
+    """An error of the client as one of ours. Of an error inside a script the word stands somewhere in the text."""
     text = f"Redis at {mask_url(url)}: {str(exc)[:300] or 'no answer in time'}"
     if isinstance(exc, AuthenticationError | NoPermissionError) or _MISCONFIGURED.search(text):
         return ConfigurationError(text)
-    if _FULL.search(text):
+    if isinstance(exc, ResponseError) and re.search(r"\b(OOM|MISCONF)\b", text):
         return BrokerFull(text)
-    if isinstance(exc, ResponseError) and ("NOGROUP" in text or "UNBLOCKED" in text):
+    if isinstance(exc, ResponseError) and re.search(r"\b(NOGROUP|UNBLOCKED)\b", text):
         return _NoGroupError(text)
-    # LOADING, BUSY, TRYAGAIN, READONLY, CLUSTERDOWN, MASTERDOWN, no connection: later it may go well.
+    # LOADING, BUSY, TRYAGAIN, READONLY, CLUSTERDOWN, MASTERDOWN, no connection, no answer: later it may go well.
     return BrokerUnavailable(text)
 
 
@@ -740,49 +714,54 @@ def _checked(replies: list[Any], url: str) -> list[Any]:
     return replies
 
 
+def _unknown(replies: list[Any]) -> list[int]:
+    """Positions of the scripts that the server does not know: it was restarted."""
+    return [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+
+
 def _readonly(replies: list[Any]) -> bool:
-    """The server is a replica by now: the connections lead to the wrong place."""
-    return any(
-        isinstance(reply, RedisError) and "READONLY" in f"{reply!s}{type(reply).__name__.upper()}" for reply in replies
-    )
+    """The server is a replica by now, and all connections lead to the wrong place."""
+    return any(isinstance(reply, ResponseError) and re.search("READONLY|read only", str(reply)) for reply in replies)
 
 
-def _pool(kind: Any, retry: Any, config: Config, **options: Any) -> Any:
+def _pool(kind: Any, config: Config, **options: Any) -> Any:
     """A pool of connections of either client.
 
-    RESP2, since every server from 6.2 on speaks it and its replies are the plain lists that are read here. No retries
-    by the client: with a lost reply they would claim twice, and with a dead server hold the caller for a minute.
+    RESP2, since every server speaks it and its replies are the plain lists that are read here.
     """
     url = config.redis_location()
     try:
         pool = kind.from_url(url, max_connections=config.redis_max_connections)
     except (ValueError, TypeError) as exc:
-        # The cause's text may quote the URL's password.
+        # The cause's text may quote the password.
         raise ConfigurationError(f"redis_url {mask_url(url)} cannot be used: {type(exc).__name__}") from None
-    # Set afterwards: what the URL says of these would win over arguments.
-    fixed = {"protocol": 2, "decode_responses": False, "socket_keepalive": True, "retry": retry(NoBackoff(), 0)}
-    pool.connection_kwargs |= fixed | options
+    # Set afterwards, for what the URL says of these would win over arguments.
+    pool.connection_kwargs |= {"protocol": 2, "decode_responses": False, "socket_keepalive": True, **options}
     return pool
 
 
 class _Link:
-    """The connections of one event loop. Each call has one to itself, so that a waiting claim holds up nobody."""
+    """The connections of one event loop. Each call has one to itself, so that a waiting claim holds nobody up.
+
+    The client's retries are off: with a lost reply they would claim twice, and with a dead server hold the caller up
+    for a minute. When a call is cancelled, also by its deadline, the client closes the connection it was on.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._url = config.redis_location()
-        self._client: redis.asyncio.Redis | None = None
+        self._client: Any = None
 
     async def open(self) -> None:
         # No time-outs on sockets: each call has its own deadline, and a claim may wait for longer than others.
-        options = {"socket_timeout": None, "socket_connect_timeout": None}
-        pool = _pool(redis.asyncio.BlockingConnectionPool, AsyncRetry, self._config, **options)
+        options = {"socket_timeout": None, "socket_connect_timeout": None, "retry": AsyncRetry(NoBackoff(), 0)}
+        pool = _pool(redis.asyncio.BlockingConnectionPool, self._config, **options)
         pool.timeout = None
         self._client = redis.asyncio.Redis.from_pool(pool)
         self._client.response_callbacks.clear()
         try:
-            await self.run([("PING",), *_LOAD])
-            _check_server(self._url, await self._send([("INFO", "server"), *_ASK], None))
+            await self.run(("PING",), *_LOAD)
+            _check_server(self._url, await self._send(_ASK, None))
         except BaseException:
             await self.close()
             raise
@@ -792,32 +771,26 @@ class _Link:
         if client is not None:
             await client.aclose()
 
-    async def run(self, commands: Sequence[_Command], deadline: float | None = None) -> list[Any]:
+    async def run(self, *commands: _Command, deadline: float | None = None) -> list[Any]:
         """The replies to ``commands``, sent together. Raises errors of ours alone."""
         replies = await self._send(commands, deadline)
-        missing = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if missing:
+        if unknown := _unknown(replies):
             await self._send(_LOAD, deadline)
-            for n, reply in zip(missing, await self._send([commands[n] for n in missing], deadline), strict=True):
+            for n, reply in zip(unknown, await self._send([commands[n] for n in unknown], deadline), strict=True):
                 replies[n] = reply
-        if _readonly(replies) and self._client is not None:
+        if _readonly(replies):
             await self._client.connection_pool.disconnect(inuse_connections=False)
         return _checked(replies, self._url)
 
     async def _send(self, commands: Sequence[_Command], deadline: float | None) -> list[Any]:
-        """The replies, the server's errors among them."""
-        client = self._client
-        if client is None:
+        """The replies, errors of the server among them."""
+        if self._client is None:
             raise DriverClosed("the redis driver is not connected")
         try:
             async with asyncio.timeout(CALL_DEADLINE if deadline is None else deadline):
                 if len(commands) == 1:
-                    return [await client.execute_command(*commands[0])]
-                pipeline = client.pipeline(transaction=False)
-                for command in commands:
-                    pipeline.execute_command(*command)
-                replies: list[Any] = await pipeline.execute(raise_on_error=False)
-                return replies
+                    return [await self._client.execute_command(*commands[0])]
+                return cast(list[Any], await _queued(self._client, commands).execute(raise_on_error=False))
         except ResponseError as exc:
             return [exc]
         except (RedisError, OSError, TimeoutError) as exc:
@@ -825,65 +798,66 @@ class _Link:
 
 
 class _SyncLink:
-    """The same for threads without a loop: made at the first call, and again after a fork."""
+    """The same for threads without a loop, made at the first call and again after a fork."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._url = config.redis_location()
         self._lock = threading.Lock()
-        self._client: redis.Redis | None = None
+        self._client: Any = None
         self._pid = 0
 
-    def _opened(self) -> redis.Redis:
-        if self._client is not None and self._pid == os.getpid():
-            return self._client
-        with self._lock:
-            if self._client is None or self._pid != os.getpid():
-                # In all no more than PRODUCER_DEADLINE, unless a name has several addresses and each is silent.
-                options = {"socket_connect_timeout": PRODUCER_DEADLINE / 3, "socket_timeout": PRODUCER_DEADLINE * 2 / 3}
-                pool = _pool(redis.BlockingConnectionPool, SyncRetry, self._config, **options)
-                pool.timeout = PRODUCER_DEADLINE
-                client = redis.Redis.from_pool(pool)
-                client.response_callbacks.clear()
-                self._client, self._pid = client, os.getpid()
-            return self._client
-
     def close(self) -> None:
-        with self._lock:
-            client, self._client = self._client, None
+        client, self._client = self._client, None
         if client is not None and self._pid == os.getpid():
             client.close()
 
-    def run(self, commands: Sequence[_Command]) -> list[Any]:
-        """The replies to ``commands``, sent together. Raises errors of ours alone."""
+    def _opened(self) -> Any:
+        with self._lock:
+            if self._client is None or self._pid != os.getpid():
+                # Not beyond PRODUCER_DEADLINE in all, unless a name has several addresses that are silent.
+                connect, reply = PRODUCER_DEADLINE / 3, PRODUCER_DEADLINE * 2 / 3
+                options = {
+                    "socket_connect_timeout": connect,
+                    "socket_timeout": reply,
+                    "retry": SyncRetry(NoBackoff(), 0),
+                }
+                pool = _pool(redis.BlockingConnectionPool, self._config, **options)
+                pool.timeout = PRODUCER_DEADLINE
+                self._client, self._pid = redis.Redis.from_pool(pool), os.getpid()
+                self._client.response_callbacks.clear()
+            return self._client
+
+    def run(self, *commands: _Command) -> list[Any]:
+        """The replies to ``commands``, sent together; harmless when sent twice. Raises errors of ours alone."""
         replies = self._send(commands)
-        missing = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if missing:
+        if _unknown(replies):
             self._send(_LOAD)
-            for n, reply in zip(missing, self._send([commands[n] for n in missing]), strict=True):
-                replies[n] = reply
+            replies = self._send(commands)
         if _readonly(replies):
             self.close()
         return _checked(replies, self._url)
 
     def _send(self, commands: Sequence[_Command]) -> list[Any]:
-        if not commands:
-            return []
         client = self._opened()
         try:
             if len(commands) == 1:
                 return [client.execute_command(*commands[0])]
-            pipeline = client.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            return pipeline.execute(raise_on_error=False)
+            return cast(list[Any], _queued(client, commands).execute(raise_on_error=False))
         except ResponseError as exc:
             return [exc]
         except (RedisError, OSError) as exc:
             raise _failure(exc, self._url) from exc
 
 
-_ASK: list[_Command] = [("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly")]
+def _queued(client: Any, commands: Sequence[_Command]) -> Any:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    return pipeline
+
+
+_ASK: list[_Command] = [("INFO", "server"), ("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly")]
 _advised: set[str] = set()
 
 
@@ -893,17 +867,15 @@ def _check_server(url: str, replies: list[Any]) -> None:
     A server that does not tell, as managed ones may, is taken as it is.
     """
     info, policy, append = replies
-    found = re.search(rb"redis_version:(\d+)\.(\d+)", info) if isinstance(info, bytes) else None
-    if found and (int(found[1]), int(found[2])) < (6, 2):
-        raise ConfigurationError(
-            f"Redis at {mask_url(url)} is version {found[0].decode()[14:]}; 6.2 is the oldest that will do"
-        )
+    version = re.search(rb"redis_version:(\d+)\.(\d+)", info) if isinstance(info, bytes) else None
+    if version and (int(version[1]), int(version[2])) < (6, 2):
+        raise ConfigurationError(f"Redis at {mask_url(url)} is older than 6.2")
     if url in _advised:
         return
     _advised.add(url)
     if isinstance(policy, list) and policy[1:] not in ([], [b"noeviction"]):
         logger.warning(
-            "Redis at %s may evict tasks when its memory is full: set maxmemory-policy noeviction", mask_url(url)
+            "Redis at %s may evict tasks when memory is short: set maxmemory-policy noeviction", mask_url(url)
         )
     if isinstance(append, list) and append[1:] == [b"no"]:
-        logger.warning("Redis at %s loses its last tasks when it ends abruptly: set appendonly yes", mask_url(url))
+        logger.warning("Redis at %s loses the last tasks when it ends abruptly: set appendonly yes", mask_url(url))

@@ -4,7 +4,7 @@
 -- ARGV     [1] where the page begins: '-' or '(' and an entry, [2] its length, at most 200,
 --          [3] 'expired' for those whose own time is up, 'ids' for the ids of all
 -- Returns  the last entry looked at ('' when the page was not full), ms until the next of this page expires (-1: none),
---          then for each lease found: an id, or entry, idle (ms), consumer and fields.
+--          then for each lease found: an id, or entry, consumer and fields.
 
 local held = redis.call('XPENDING', KEYS[1], 'workers', ARGV[1], '+', ARGV[2])
 local reply = {#held == tonumber(ARGV[2]) and held[#held][1] or '', -1}
@@ -22,7 +22,7 @@ for _, lease in ipairs(held) do
   if ARGV[3] == 'ids' then
     reply[#reply + 1] = id
   elseif idle >= life then
-    reply[#reply + 1] = {entry, idle, consumer, flat}
+    reply[#reply + 1] = {entry, consumer, flat}
   elseif reply[2] < 0 or life - idle < reply[2] then
     reply[2] = life - idle
   end

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  asynctasq:{queue}
 -- ARGV[1]  most messages, at most 200
--- Returns  how many, and us until the next is due (0: there is more now; -1: nothing is scheduled).
+-- Returns  how many, us until the next is due (0: there is more now; below 0: nothing is scheduled), when that is.
 
 local base, limit = KEYS[1], tonumber(ARGV[1])
 assert(limit and limit >= 1 and limit <= 200, 'bad arguments')
@@ -33,4 +33,4 @@ for _, id in ipairs(due) do
 end
 
 local head = redis.call('ZRANGE', base .. ':scheduled', 0, 0, 'WITHSCORES')
-return {#due, head[2] and math.max(0, tonumber(head[2]) - now) or -1}
+return {#due, head[2] and math.max(0, tonumber(head[2]) - now) or -1000000, head[2] or ''}

@@ -3,7 +3,7 @@
 -- KEYS[1]  asynctasq:{queue}
 -- ARGV     ids, at most 200
 -- Returns  for each id '' when it is not there, else: status, stream, fields, due (us since the epoch), and of its lease
---          consumer, begin of the attempt and of the lease (ms since the epoch); '' for what there is not.
+--          consumer, begin of the attempt and end (us since the epoch); '' for what there is not.
 
 local base = KEYS[1]
 
@@ -12,7 +12,7 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Consumer, begin of the attempt and of the lease. An idle time counts from now, so both are taken in the same
+-- Consumer, begin of the attempt, and begin of the lease. An idle time counts from now, so both are taken in the same
 -- millisecond: a task looks the same each time it is read.
 local function lease_of(key, entry)
   local consumer, began, renewed
@@ -28,7 +28,7 @@ local function lease_of(key, entry)
     end
   end
   -- extend.lua puts the begin where the number of deliveries stands.
-  return consumer, string.format('%.0f', began < 1000000000 and renewed or began), string.format('%.0f', renewed)
+  return consumer, began < 1000000000 and renewed or began, renewed
 end
 
 local function read(id, where)
@@ -43,7 +43,17 @@ local function read(id, where)
     return ''
   end
   local consumer, began, renewed = lease_of(key, entry)
-  return {consumer and 'processing' or 'pending', stream, row[2], '', consumer or '', began or '', renewed or ''}
+  if not consumer then
+    return {'pending', stream, row[2], '', '', '', ''}
+  end
+  local life = 300000
+  for n = 1, #row[2], 2 do
+    if row[2][n] == 'lease' then
+      life = tonumber(row[2][n + 1]) or life
+    end
+  end
+  local ends = string.format('%.0f', (renewed + life) * 1000)
+  return {'processing', stream, row[2], '', consumer, string.format('%.0f', began * 1000), ends}
 end
 
 local found = {}

@@ -1,7 +1,7 @@
 -- Counts a queue's tasks; its work does not grow with their number.
 --
 -- KEYS[1]  asynctasq:{queue}
--- Returns  pending, processing, scheduled, completed, dead, cancelled, age of the oldest pending one in ms (-1: none).
+-- Returns  scheduled, pending, processing, completed, dead, cancelled, age of the oldest pending one in ms (-1: none).
 
 local base = KEYS[1]
 local time = redis.call('TIME')
@@ -31,4 +31,4 @@ local counts = {}
 for n, place in ipairs({'scheduled', 'completed', 'dead', 'cancelled'}) do
   counts[n] = redis.call('ZCARD', base .. ':ids:' .. place)
 end
-return {pending, processing, counts[1], counts[2], counts[3], counts[4], oldest}
+return {counts[1], pending, processing, counts[2], counts[3], counts[4], oldest}
