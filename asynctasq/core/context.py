@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
 import msgspec
 
@@ -42,3 +43,10 @@ def record_factory(inner: Callable[..., logging.LogRecord]) -> Callable[..., log
         return record
 
     return make
+
+
+surroundings: list[Callable[[], AbstractContextManager[object]]] = []
+"""Entered around every attempt of a sync or process task, in the thread or process that runs it."""
+
+async_surroundings: list[Callable[[], AbstractAsyncContextManager[object]]] = []
+"""Entered around every attempt of an async task, on its loop."""

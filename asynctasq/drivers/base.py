@@ -180,6 +180,9 @@ class Driver(ABC):
         and never more than asked, so that one task that kills its worker does not take the others with it.
         """
 
+    async def interrupt(self) -> None:
+        """End the claims that wait, now and from now on: they return what they have. Before a worker stops."""
+
     @abstractmethod
     async def ack(self, done: Sequence[Done]) -> list[Lease]:
         """Remove these, or keep them as ``completed`` with their result; one step each."""

@@ -136,19 +136,19 @@ class RedisDriver(Driver, Inspector):
     # ---- producing
 
     async def enqueue(self, messages: Sequence[Message]) -> None:
-        commands, queues = self._storing(messages)
+        commands, new = self._storing(messages)
         replies = await self._link.run(*commands, deadline=PRODUCER_DEADLINE)
-        if again := self._naming(queues, replies):
+        if again := self._naming(messages, new, replies):
             await self._link.run(again, deadline=PRODUCER_DEADLINE)
 
     def enqueue_sync(self, messages: Sequence[Message]) -> None:
-        commands, queues = self._storing(messages)
+        commands, new = self._storing(messages)
         replies = self._sync_link.run(*commands)
-        if again := self._naming(queues, replies):
+        if again := self._naming(messages, new, replies):
             self._sync_link.run(again)
 
-    def _storing(self, messages: Sequence[Message]) -> tuple[list[_Command], set[str]]:
-        """The commands that store ``messages``, and their queues."""
+    def _storing(self, messages: Sequence[Message]) -> tuple[list[_Command], list[str]]:
+        """The commands that store ``messages``, and the queues that this process has not used before."""
         arguments: dict[str, list[Any]] = {}
         for message in messages:
             payload = encode(message)
@@ -158,17 +158,19 @@ class RedisDriver(Driver, Inspector):
                 )
             life = math.ceil(message.visibility_timeout * 1000)
             arguments.setdefault(message.queue, []).extend((message.id, payload, life, message.priority, _due(message)))
-        new = arguments.keys() - self._named
+        new = [queue for queue in arguments if queue not in self._named]
         commands: list[_Command] = [("SADD", _QUEUES, *new)] if new else []
         for queue, values in arguments.items():
             commands += [_script("enqueue", queue, *part) for part in _parts(values, 5 * CHUNK)]
-        return commands, set(arguments)
+        return commands, new
 
-    def _naming(self, queues: set[str], replies: Sequence[Any]) -> _Command | None:
+    def _naming(self, messages: Sequence[Message], new: list[str], replies: Sequence[Any]) -> _Command | None:
         """What names the queues again: that a priority is new in a known queue may mean that all was flushed."""
-        known = queues <= self._named
-        self._named |= queues
-        return ("SADD", _QUEUES, *queues) if known and 1 in replies else None
+        if new:
+            self._named.update(new)
+        elif 1 in replies:
+            return ("SADD", _QUEUES, *{message.queue for message in messages})
+        return None
 
     # ---- claiming
 
@@ -706,22 +708,9 @@ def _failure(exc: Exception, url: str) -> Exception:
     return BrokerUnavailable(text)
 
 
-def _checked(replies: list[Any], url: str) -> list[Any]:
-    """``replies``, unless one of them is an error."""
-    for reply in replies:
-        if isinstance(reply, RedisError):
-            raise _failure(reply, url) from reply
-    return replies
-
-
-def _unknown(replies: list[Any]) -> list[int]:
-    """Positions of the scripts that the server does not know: it was restarted."""
-    return [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-
-
-def _readonly(replies: list[Any]) -> bool:
+def _is_readonly(error: Exception) -> bool:
     """The server is a replica by now, and all connections lead to the wrong place."""
-    return any(isinstance(reply, ResponseError) and re.search("READONLY|read only", str(reply)) for reply in replies)
+    return re.search(r"READONLY|read only", str(error)) is not None
 
 
 def _pool(kind: Any, config: Config, **options: Any) -> Any:
@@ -774,13 +763,22 @@ class _Link:
     async def run(self, *commands: _Command, deadline: float | None = None) -> list[Any]:
         """The replies to ``commands``, sent together. Raises errors of ours alone."""
         replies = await self._send(commands, deadline)
-        if unknown := _unknown(replies):
+        if any(isinstance(reply, RedisError) for reply in replies):
+            await self._mend(commands, replies, deadline)
+        return replies
+
+    async def _mend(self, commands: Sequence[_Command], replies: list[Any], deadline: float | None) -> None:
+        """Repeat the scripts that the server, restarted, no longer knew; raise what else went wrong."""
+        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
             await self._send(_LOAD, deadline)
             for n, reply in zip(unknown, await self._send([commands[n] for n in unknown], deadline), strict=True):
                 replies[n] = reply
-        if _readonly(replies):
-            await self._client.connection_pool.disconnect(inuse_connections=False)
-        return _checked(replies, self._url)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                if _is_readonly(reply):
+                    await self._client.connection_pool.disconnect(inuse_connections=False)
+                raise _failure(reply, self._url) from reply
 
     async def _send(self, commands: Sequence[_Command], deadline: float | None) -> list[Any]:
         """The replies, errors of the server among them."""
@@ -813,6 +811,8 @@ class _SyncLink:
             client.close()
 
     def _opened(self) -> Any:
+        if self._client is not None and self._pid == os.getpid():
+            return self._client
         with self._lock:
             if self._client is None or self._pid != os.getpid():
                 # Not beyond PRODUCER_DEADLINE in all, unless a name has several addresses that are silent.
@@ -831,12 +831,15 @@ class _SyncLink:
     def run(self, *commands: _Command) -> list[Any]:
         """The replies to ``commands``, sent together; harmless when sent twice. Raises errors of ours alone."""
         replies = self._send(commands)
-        if _unknown(replies):
+        if any(isinstance(reply, NoScriptError) for reply in replies):
             self._send(_LOAD)
             replies = self._send(commands)
-        if _readonly(replies):
-            self.close()
-        return _checked(replies, self._url)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                if _is_readonly(reply):
+                    self.close()
+                raise _failure(reply, self._url) from reply
+        return replies
 
     def _send(self, commands: Sequence[_Command]) -> list[Any]:
         client = self._opened()

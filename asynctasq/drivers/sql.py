@@ -126,6 +126,7 @@ class SqlDriver(Driver, Inspector):
         )
         self.sql = statements(self.dialect, self.tables)
         self._next_suspect_look = 0.0
+        self._interrupted = False
 
     @abstractmethod
     async def _fetch(self, statement: str, /, **args: Any) -> list[Row]:
@@ -154,9 +155,13 @@ class SqlDriver(Driver, Inspector):
         while True:
             leases = await self._claim_now(queues, limit, suspects)
             left = give_up - time.monotonic()
-            if leases or left <= 0 or limit <= 0:
+            if leases or left <= 0 or limit <= 0 or self._interrupted:
                 return leases
             await self._wait(queues, left)
+
+    async def interrupt(self) -> None:
+        self._interrupted = True
+        self._wake()
 
     async def _claim_now(self, queues: Sequence[str], limit: int, suspects: int) -> list[Lease]:
         leases: list[Lease] = []
