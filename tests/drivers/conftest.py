@@ -14,7 +14,7 @@ from asynctasq.core.outcome import Dead, Done, ErrorInfo, Retry
 from asynctasq.drivers.base import Driver, Inspector, Maintenance, TaskInfo
 from tests.drivers.places import PLACES, Place, Server
 
-SHORT = 0.4
+SHORT = 0.15
 """Seconds of a lease that is meant to run out."""
 HOUR = 3600.0
 ERROR = ErrorInfo(type="shop.errors.OutOfStock", message="no more éclairs", traceback="Traceback: …\n  line 1")
@@ -79,7 +79,7 @@ async def another(place: Place) -> AsyncIterator[Another]:
 
 @pytest.fixture
 async def driver(place: Place, another: Another) -> Driver:
-    await place.create().migrate()
+    await place.prepare()
     return await another()
 
 

@@ -32,6 +32,13 @@ class Place(ABC):
     name: ClassVar[str]
     options: dict[str, Any]
     """What the configuration needs to get here."""
+    _prepared = False
+
+    async def prepare(self) -> None:
+        """Make the tables, where there are any and they do not exist yet."""
+        if not self._prepared:
+            await self.create().migrate()
+            self._prepared = True
 
     def create(self, **options: Any) -> Driver:
         """A driver to this place, not yet connected."""
@@ -39,7 +46,7 @@ class Place(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Make it empty; tables, where there are any, exist when ``Driver.migrate`` has run."""
+        """Make it empty."""
 
     @abstractmethod
     def put(self, message: Message, payload: bytes) -> None:
@@ -73,6 +80,7 @@ class SqlitePlace(Place):
         self.reset()
 
     def reset(self) -> None:
+        self._prepared = False
         self.path = Path(self._folder.name, f"{next(self._numbers)}.sqlite3")
         self.options = {"sqlite_path": str(self.path)}
 
