@@ -92,6 +92,9 @@ class Runtime:
         self, config: Config, emitters: Sequence[EventEmitter] = (), dispatcher: type[Dispatcher] = Dispatcher
     ) -> None:
         self.config = config
+        self.given_emitters = list(emitters)
+        if config.enable_event_emitter_redis:
+            emitters = [*emitters, RedisEventEmitter(config.redis_location(events=True), config.events_channel)]
         self.events = EventBus(emitters)
         self.drivers = DriverHome(config)
         self.dispatcher = dispatcher(config, self.drivers, self.events)
@@ -145,8 +148,6 @@ def init(
     for emitter in emitters:
         if not isinstance(emitter, EventEmitter):
             raise ConfigurationError(f"event_emitters must hold EventEmitter objects, not {type(emitter).__name__}")
-    if config.enable_event_emitter_redis:
-        emitters.append(RedisEventEmitter(config.redis_location(events=True), config.events_channel))
     replaced = _runtime
     _runtime = Runtime(config, emitters, _dispatcher_class)
     set_current(config)
@@ -187,7 +188,7 @@ def _after_fork() -> None:
         parent = _runtime
         _sync._abandoned.append(parent)
         parent.events.forget()
-        _runtime = Runtime(parent.config, parent.events.emitters, type(parent.dispatcher))
+        _runtime = Runtime(parent.config, parent.given_emitters, type(parent.dispatcher))
         _current.set_runtime(_runtime)
 
 

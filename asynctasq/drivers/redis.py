@@ -713,7 +713,7 @@ def _is_readonly(error: Exception) -> bool:
     return re.search(r"READONLY|read only", str(error)) is not None
 
 
-def _pool(kind: Any, config: Config, **options: Any) -> Any:
+def _pool(kind: Any, config: Config, timeout: float | None, **options: Any) -> Any:
     """A pool of connections of either client.
 
     RESP2, since every server speaks it and its replies are the plain lists that are read here.
@@ -726,28 +726,26 @@ def _pool(kind: Any, config: Config, **options: Any) -> Any:
         raise ConfigurationError(f"redis_url {mask_url(url)} cannot be used: {type(exc).__name__}") from None
     # Set afterwards, for what the URL says of these would win over arguments.
     pool.connection_kwargs |= {"protocol": 2, "decode_responses": False, "socket_keepalive": True, **options}
+    pool.timeout = timeout
     return pool
 
 
 class _Link:
     """The connections of one event loop. Each call has one to itself, so that a waiting claim holds nobody up.
 
-    The client's retries are off: with a lost reply they would claim twice, and with a dead server hold the caller up
-    for a minute. When a call is cancelled, also by its deadline, the client closes the connection it was on.
+    A connection on which a call did not end, because of its deadline or a cancellation, is not used again. The
+    client's own retries are off: with a lost reply they would claim twice, and with a dead server take a minute.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._url = config.redis_location()
-        self._client: Any = None
+        self._pool: Any = None
 
     async def open(self) -> None:
         # No time-outs on sockets: each call has its own deadline, and a claim may wait for longer than others.
         options = {"socket_timeout": None, "socket_connect_timeout": None, "retry": AsyncRetry(NoBackoff(), 0)}
-        pool = _pool(redis.asyncio.BlockingConnectionPool, self._config, **options)
-        pool.timeout = None
-        self._client = redis.asyncio.Redis.from_pool(pool)
-        self._client.response_callbacks.clear()
+        self._pool = _pool(redis.asyncio.BlockingConnectionPool, self._config, timeout=None, **options)
         try:
             await self.run(("PING",), *_LOAD)
             _check_server(self._url, await self._send(_ASK, None))
@@ -756,9 +754,9 @@ class _Link:
             raise
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.disconnect()
 
     async def run(self, *commands: _Command, deadline: float | None = None) -> list[Any]:
         """The replies to ``commands``, sent together. Raises errors of ours alone."""
@@ -776,23 +774,37 @@ class _Link:
                 replies[n] = reply
         for reply in replies:
             if isinstance(reply, RedisError):
-                if _is_readonly(reply):
-                    await self._client.connection_pool.disconnect(inuse_connections=False)
+                if _is_readonly(reply) and self._pool is not None:
+                    await self._pool.disconnect(inuse_connections=False)
                 raise _failure(reply, self._url) from reply
 
     async def _send(self, commands: Sequence[_Command], deadline: float | None) -> list[Any]:
         """The replies, errors of the server among them."""
-        if self._client is None:
+        pool = self._pool
+        if pool is None:
             raise DriverClosed("the redis driver is not connected")
+        if not commands:
+            return []
         try:
             async with asyncio.timeout(CALL_DEADLINE if deadline is None else deadline):
-                if len(commands) == 1:
-                    return [await self._client.execute_command(*commands[0])]
-                return cast(list[Any], await _queued(self._client, commands).execute(raise_on_error=False))
-        except ResponseError as exc:
-            return [exc]
+                connection = await pool.get_connection()
+                try:
+                    await connection.send_packed_command(connection.pack_commands(commands))
+                    return [await _reply(connection) for _ in commands]
+                except BaseException:
+                    await connection.disconnect(nowait=True)
+                    raise
+                finally:
+                    await pool.release(connection)
         except (RedisError, OSError, TimeoutError) as exc:
             raise _failure(exc, self._url) from exc
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as exc:
+        return exc
 
 
 class _SyncLink:
@@ -802,31 +814,29 @@ class _SyncLink:
         self._config = config
         self._url = config.redis_location()
         self._lock = threading.Lock()
-        self._client: Any = None
+        self._pool: Any = None
         self._pid = 0
 
     def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None and self._pid == os.getpid():
-            client.close()
+        pool, self._pool = self._pool, None
+        if pool is not None and self._pid == os.getpid():
+            pool.disconnect()
 
     def _opened(self) -> Any:
-        if self._client is not None and self._pid == os.getpid():
-            return self._client
+        if self._pool is not None and self._pid == os.getpid():
+            return self._pool
         with self._lock:
-            if self._client is None or self._pid != os.getpid():
-                # Not beyond PRODUCER_DEADLINE in all, unless a name has several addresses that are silent.
+            if self._pool is None or self._pid != os.getpid():
+                # Not beyond PRODUCER_DEADLINE in all, unless a name has several addresses and they are silent.
                 connect, reply = PRODUCER_DEADLINE / 3, PRODUCER_DEADLINE * 2 / 3
                 options = {
                     "socket_connect_timeout": connect,
                     "socket_timeout": reply,
                     "retry": SyncRetry(NoBackoff(), 0),
                 }
-                pool = _pool(redis.BlockingConnectionPool, self._config, **options)
-                pool.timeout = PRODUCER_DEADLINE
-                self._client, self._pid = redis.Redis.from_pool(pool), os.getpid()
-                self._client.response_callbacks.clear()
-            return self._client
+                self._pool = _pool(redis.BlockingConnectionPool, self._config, timeout=PRODUCER_DEADLINE, **options)
+                self._pid = os.getpid()
+            return self._pool
 
     def run(self, *commands: _Command) -> list[Any]:
         """The replies to ``commands``, sent together; harmless when sent twice. Raises errors of ours alone."""
@@ -842,22 +852,28 @@ class _SyncLink:
         return replies
 
     def _send(self, commands: Sequence[_Command]) -> list[Any]:
-        client = self._opened()
+        if not commands:
+            return []
+        pool = self._opened()
         try:
-            if len(commands) == 1:
-                return [client.execute_command(*commands[0])]
-            return cast(list[Any], _queued(client, commands).execute(raise_on_error=False))
-        except ResponseError as exc:
-            return [exc]
+            connection = pool.get_connection()
+            try:
+                connection.send_packed_command(connection.pack_commands(commands))
+                return [_sync_reply(connection) for _ in commands]
+            except BaseException:
+                connection.disconnect()
+                raise
+            finally:
+                pool.release(connection)
         except (RedisError, OSError) as exc:
             raise _failure(exc, self._url) from exc
 
 
-def _queued(client: Any, commands: Sequence[_Command]) -> Any:
-    pipeline = client.pipeline(transaction=False)
-    for command in commands:
-        pipeline.execute_command(*command)
-    return pipeline
+def _sync_reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as exc:
+        return exc
 
 
 _ASK: list[_Command] = [("INFO", "server"), ("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly")]
