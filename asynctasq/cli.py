@@ -92,7 +92,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         if bool in option_types(name):
             more = {"action": argparse.BooleanOptionalAction}
         groups[option.group].add_argument(
-            f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, help=option.doc.replace("%", "%%"), **more
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=option.doc.replace("%", "%%"),
+            **more,
         )
 
 

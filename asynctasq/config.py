@@ -142,7 +142,10 @@ class Config:
 
     # SQLite
     sqlite_path: str = _option(
-        "asynctasq.sqlite3", "SQLite", "Database file; `:memory:` for one that lives with the process.", check=_not_empty
+        "asynctasq.sqlite3",
+        "SQLite",
+        "Database file; `:memory:` for one that lives with the process.",
+        check=_not_empty,
     )
     sqlite_synchronous: str = _option(
         "full",

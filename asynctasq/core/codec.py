@@ -126,7 +126,9 @@ class _Packer:
         if cls is bool or value is None or cls is bytes:
             return value
         if cls is int:
-            return value if -(2**63) <= value < 2**64 else _ext(_INT, str(value) if abs(value) < 10**4000 else None, path)
+            return (
+                value if -(2**63) <= value < 2**64 else _ext(_INT, str(value) if abs(value) < 10**4000 else None, path)
+            )
         if cls is float:
             if math.isnan(value):
                 raise EncodeError(f"{path} is nan, which does not compare equal to itself on arrival; send None")
@@ -192,7 +194,9 @@ def _check_text(value: str, path: str) -> None:
 
 def _ext(code: int, text: str | None, path: str) -> msgspec.msgpack.Ext:
     if text is None:
-        raise EncodeError(f"{path} cannot travel: a tzinfo other than zoneinfo or a fixed offset, a nan, or too long a number")
+        raise EncodeError(
+            f"{path} cannot travel: a tzinfo other than zoneinfo or a fixed offset, a nan, or too long a number"
+        )
     return msgspec.msgpack.Ext(code, text.encode())
 
 
@@ -241,7 +245,9 @@ _FROM_LIST: dict[int, Callable[[list[Any]], Any]] = {_SET: set, _FROZENSET: froz
 def _pack_enum(value: enum.Enum, path: str) -> msgspec.msgpack.Ext:
     cls = type(value)
     if "<locals>" in cls.__qualname__:
-        raise EncodeError(f"{path} is a member of {cls.__qualname__}, an enum made in a function: no worker would find it")
+        raise EncodeError(
+            f"{path} is a member of {cls.__qualname__}, an enum made in a function: no worker would find it"
+        )
     # By name, so that the members' values may be anything; a combination of flags has only its value.
     member = value.value if isinstance(value, enum.Flag) else value.name
     return msgspec.msgpack.Ext(_ENUM, _encoder.encode([f"{cls.__module__}.{cls.__qualname__}", member]))

@@ -106,7 +106,9 @@ class Executor:
                 task, exc = exc.task, exc.error
             if attempt.called_off:
                 return Release(lease=lease)
-            return await self._failed(attempt, task, self._reason(attempt, message, exc), in_loop=runnable.kind == "async")
+            return await self._failed(
+                attempt, task, self._reason(attempt, message, exc), in_loop=runnable.kind == "async"
+            )
         return self._done(attempt, result)
 
     async def _arguments(self, body: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -137,9 +139,7 @@ class Executor:
             while current.cancelling():
                 current.uncancel()
 
-    async def _in_thread(
-        self, attempt: Attempt, message: Message, runnable: Runnable
-    ) -> tuple[BaseTask[Any], Any]:
+    async def _in_thread(self, attempt: Attempt, message: Message, runnable: Runnable) -> tuple[BaseTask[Any], Any]:
         task: BaseTask[Any] | None = None
 
         def work() -> Any:
@@ -240,14 +240,18 @@ class Executor:
     def _reason(self, attempt: Attempt, message: Message, error: BaseException) -> BaseException:
         """What is to be recorded for ``error``."""
         if attempt.timed_out or isinstance(error, TaskTimeout):
-            timeout = TaskTimeout(f"attempt {attempt.lease.attempt} ran longer than its timeout of {message.timeout:g} s")
+            timeout = TaskTimeout(
+                f"attempt {attempt.lease.attempt} ran longer than its timeout of {message.timeout:g} s"
+            )
             timeout.__cause__ = None if isinstance(error, Interrupt | TaskTimeout) else error
             return timeout
         if isinstance(error, asyncio.CancelledError | Interrupt):
             return TaskCancelled("the task was cancelled from within")
         return error
 
-    async def _failed(self, attempt: Attempt, task: BaseTask[Any] | None, error: BaseException, *, in_loop: bool) -> Outcome:
+    async def _failed(
+        self, attempt: Attempt, task: BaseTask[Any] | None, error: BaseException, *, in_loop: bool
+    ) -> Outcome:
         """The outcome of a failure; asks the task's hooks where its code runs. What they raise changes nothing."""
         lease = attempt.lease
         message = lease.message

@@ -67,7 +67,9 @@ class Keeper:
 
     def _start(self) -> None:
         ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)), name="asynctasq-keeper", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._main(ready)), name="asynctasq-keeper", daemon=True
+        )
         self._thread.start()
         ready.wait()
 

@@ -101,7 +101,9 @@ def clip(text: str, limit: int) -> str:
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def decide(lease: Lease, error: ErrorInfo, *, retryable: bool = True, cap: float, duration: float = 0.0) -> Retry | Dead:
+def decide(
+    lease: Lease, error: ErrorInfo, *, retryable: bool = True, cap: float, duration: float = 0.0
+) -> Retry | Dead:
     """What follows a failed attempt: the message's own policy, and nothing of this worker's.
 
     ``retryable`` is what the task's ``should_retry`` said; ``cap`` the longest delay in seconds.

@@ -56,8 +56,6 @@ def names() -> list[str]:
     return sorted(_tasks)
 
 
-
-
 def stable_name(obj: object) -> str:
     """``module.qualname`` of a function or class. A script run as ``__main__`` counts under its module's name,
     so that what it dispatches is found by a worker that imports it."""

@@ -56,7 +56,9 @@ class Supervisor:
                 self._stop()
             if not self._stopping and slot.starts_at is not None and now >= slot.starts_at:
                 slot.start(now)
-        return any(slot.process is not None or (slot.starts_at is not None and not self._stopping) for slot in self._slots)
+        return any(
+            slot.process is not None or (slot.starts_at is not None and not self._stopping) for slot in self._slots
+        )
 
     def _next_start(self) -> float | None:
         starts = [slot.starts_at for slot in self._slots if slot.starts_at is not None and not self._stopping]

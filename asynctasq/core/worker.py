@@ -319,7 +319,9 @@ class Worker:
             self._tell_of(EventType.TASK_REENQUEUED, lease, duration=outcome.duration, error=outcome.error)
         else:
             self.dead += 1
-            logger.warning("task %s failed for good: %s", lease.id, printable(f"{outcome.error.type}: {outcome.error.message}"))
+            logger.warning(
+                "task %s failed for good: %s", lease.id, printable(f"{outcome.error.type}: {outcome.error.message}")
+            )
             self._tell_of(EventType.TASK_FAILED, lease, duration=outcome.duration, error=outcome.error)
 
     def _lease_lost(self, lease: Lease) -> None:

@@ -201,7 +201,9 @@ class PostgresDriver(SqlDriver):
         """Turn notifications into wake-ups for as long as the driver is open. Without them the polls still come."""
         while True:
             with contextlib.suppress(psycopg.Error):
-                async with await psycopg.AsyncConnection.connect(self.config.postgres_dsn, **self._options()) as connection:
+                async with await psycopg.AsyncConnection.connect(
+                    self.config.postgres_dsn, **self._options()
+                ) as connection:
                     await connection.execute(f"LISTEN {CHANNEL}".encode())
                     self._woken.set()
                     async for _ in connection.notifies():

@@ -36,6 +36,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
+import hiredis
 import msgspec
 import redis
 import redis.asyncio
@@ -789,7 +790,7 @@ class _Link:
             async with asyncio.timeout(CALL_DEADLINE if deadline is None else deadline):
                 connection = await pool.get_connection()
                 try:
-                    await connection.send_packed_command(connection.pack_commands(commands))
+                    await connection.send_packed_command(b"".join(map(hiredis.pack_command, commands)))
                     return [await _reply(connection) for _ in commands]
                 except BaseException:
                     await connection.disconnect(nowait=True)

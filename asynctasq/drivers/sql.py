@@ -272,7 +272,9 @@ class SqlDriver(Driver, Inspector):
             row = {"id": id, "receipt": receipt}
             error = worker_lost(attempt, visibility, worker)
             if attempt < max_attempts:
-                again.append(row | _retry_row(recovery_delay(payload, attempt, self.config.max_retry_delay), True, error))
+                again.append(
+                    row | _retry_row(recovery_delay(payload, attempt, self.config.max_retry_delay), True, error)
+                )
             else:
                 dead.append((row, error))
         if again:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, TypeVar
 from asynctasq.config import Config
 from asynctasq.core.message import Message
 from asynctasq.drivers.base import Capabilities
-from asynctasq.drivers.sql import Args, Row, SqlDriver, Steps, Tables, check_size, enqueue_rows, schema, single
+from asynctasq.drivers.sql import Row, SqlDriver, Steps, Tables, check_size, enqueue_rows, schema, single
 from asynctasq.errors import AsyncTasQError, BrokerFull, BrokerUnavailable, ConfigurationError, DriverClosed
 
 T = TypeVar("T")

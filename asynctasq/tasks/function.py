@@ -19,8 +19,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-
-
 class TaskFunction(Generic[P, R]):
     """What ``@task`` makes of a function. Calling it builds a task; ``.func`` is the function itself."""
 
@@ -28,7 +26,9 @@ class TaskFunction(Generic[P, R]):
         self.func = func
         self.config = config
         is_async = inspect.iscoroutinefunction(func)
-        self.kind: Kind = ("async_process" if is_async else "sync_process") if process else "async" if is_async else "sync"
+        self.kind: Kind = (
+            ("async_process" if is_async else "sync_process") if process else "async" if is_async else "sync"
+        )
         self.task_name = name or registry.stable_name(func)
         self.source = registry.source_of(func)
         self.module = registry.importable_module(func)

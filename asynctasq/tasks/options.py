@@ -77,7 +77,9 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
     "retry_strategy": lambda v: None if v in ("fixed", "exponential") else "must be 'fixed' or 'exponential'",
     "timeout": lambda v: None if v is None else _number(v, "must be positive", lambda n: n > 0),
     "visibility_timeout": lambda v: _number(v, "must be positive", lambda n: n > 0),
-    "driver": lambda v: None if v is None or isinstance(v, str) or hasattr(v, "enqueue") else "must be a name or a driver",
+    "driver": lambda v: (
+        None if v is None or isinstance(v, str) or hasattr(v, "enqueue") else "must be a name or a driver"
+    ),
     "correlation_id": _check_text,
     "priority": _check_integer(MIN_PRIORITY, MAX_PRIORITY, f"must be between {MIN_PRIORITY} and {MAX_PRIORITY}"),
 }
