@@ -1,4 +1,4 @@
-"""The one background loop of a process, for callers that have none and for drivers that must outlive a caller's loop."""
+"""The background loop of a process: for callers that have none, and for drivers that must outlive a caller's."""
 
 from __future__ import annotations
 

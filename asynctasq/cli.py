@@ -11,10 +11,10 @@ import asyncio
 import importlib
 import json
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return FAILED
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - the end of the program
         # What a user can cause is one line that says what to do.
         if namespace.traceback or not isinstance(exc, AsyncTasQError | ImportError | OSError):
             traceback.print_exc()
@@ -118,8 +118,8 @@ def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
 
 def configure(namespace: argparse.Namespace) -> None:
     """Import the apps, which may call ``init()``, then apply the flags over what they set."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     for app in namespace.app:
         importlib.import_module(app)
     reconfigure(given_options(namespace))

@@ -54,11 +54,13 @@ class Dispatched:
         """Assert that ``task`` was dispatched this often with exactly these arguments."""
         calls = [codec.decode_arguments(message.body) for message in self.of(task)]
         found = sum(call == (list(args), kwargs) for call in calls)
-        assert found == times, f"dispatched {found} times with these arguments, not {times}; its calls were {calls}"
+        if found != times:
+            raise AssertionError(f"dispatched {found} times with these arguments, not {times}; its calls were {calls}")
 
     def assert_not_dispatched(self, task: Any) -> None:
         """Assert that ``task`` was not dispatched at all."""
-        assert not self.of(task), f"dispatched {len(self.of(task))} times"
+        if self.of(task):
+            raise AssertionError(f"dispatched {len(self.of(task))} times")
 
 
 class Inline(Dispatched):
@@ -74,8 +76,8 @@ class Inline(Dispatched):
         outcome = self.outcomes[id]
         if isinstance(outcome, Dead):
             raise AssertionError(f"the task failed:\n{outcome.error.traceback or outcome.error.message}")
-        assert isinstance(outcome, Done)
-        return None if outcome.result is None else codec.decode_value(outcome.result)
+        packed = outcome.result if isinstance(outcome, Done) else None
+        return None if packed is None else codec.decode_value(packed)
 
 
 @contextlib.contextmanager

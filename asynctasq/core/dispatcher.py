@@ -164,7 +164,8 @@ class _Batch:
     async def _send_all(self) -> None:
         try:
             while self._waiting:
-                group, size = [], 0
+                group: list[tuple[Sequence[Message], asyncio.Future[None]]] = []
+                size = 0
                 while self._waiting and (not group or size + len(self._waiting[0][0]) <= BATCH):
                     group.append(self._waiting.pop(0))
                     size += len(group[-1][0])

@@ -9,7 +9,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from asynctasq.config import Config
 from asynctasq.core import codec, context, registry
@@ -107,7 +107,7 @@ class Executor:
             if attempt.called_off:
                 return Release(lease=lease)
             return await self._failed(
-                attempt, task, self._reason(attempt, message, exc), in_loop=runnable.kind == "async"
+                attempt, message, task, self._reason(attempt, message, exc), in_loop=runnable.kind == "async"
             )
         return self._done(attempt, result)
 
@@ -115,11 +115,10 @@ class Executor:
         try:
             return codec.decode_arguments(body, blocking=False)
         except codec.NeedsThread:
-            return await self._call(lambda: codec.decode_arguments(body))
+            return cast("tuple[list[Any], dict[str, Any]]", await self._call(lambda: codec.decode_arguments(body)))
 
     async def _in_loop(self, attempt: Attempt, message: Message, task: BaseTask[Any]) -> Any:
-        current = asyncio.current_task()
-        assert current is not None
+        current = cast("asyncio.Task[Any]", asyncio.current_task())
         attempt.on_stop(current.cancel)
         timer = None
         if message.timeout is not None:
@@ -164,8 +163,7 @@ class Executor:
                 timer.cancel()
         if error is not None:
             raise _Raised(task, error)
-        assert task is not None
-        return task, result
+        return cast("BaseTask[Any]", task), result
 
     async def _in_process(self, attempt: Attempt, message: Message, runnable: Runnable) -> Outcome:
         lease = attempt.lease
@@ -183,9 +181,10 @@ class Executor:
         loop = asyncio.get_running_loop()
 
         def work() -> Reply:
-            return self._processes().run(
-                request, message.timeout, lambda kill: loop.call_soon_threadsafe(attempt.on_stop, kill) and None
-            )
+            def attach(kill: Callable[[], None]) -> None:
+                loop.call_soon_threadsafe(attempt.on_stop, kill)
+
+            return self._processes().run(request, message.timeout, attach)
 
         attempt.on_stop(_nothing)
         reply, error = await self._threads.submit(work).future
@@ -201,7 +200,7 @@ class Executor:
             task = None
             with contextlib.suppress(Exception):
                 task = await self._call(build)
-            return await self._failed(attempt, task, self._reason(attempt, message, error), in_loop=False)
+            return await self._failed(attempt, message, task, self._reason(attempt, message, error), in_loop=False)
         return self._answered(attempt, message, reply)
 
     def _answered(self, attempt: Attempt, message: Message, reply: Reply) -> Outcome:
@@ -250,12 +249,10 @@ class Executor:
         return error
 
     async def _failed(
-        self, attempt: Attempt, task: BaseTask[Any] | None, error: BaseException, *, in_loop: bool
+        self, attempt: Attempt, message: Message, task: BaseTask[Any] | None, error: BaseException, *, in_loop: bool
     ) -> Outcome:
         """The outcome of a failure; asks the task's hooks where its code runs. What they raise changes nothing."""
         lease = attempt.lease
-        message = lease.message
-        assert message is not None
         retryable = not isinstance(error, DecodeError)
         last = lease.attempt >= message.max_attempts
         if task is not None and type(task).should_retry is not BaseTask.should_retry and not last:
@@ -274,7 +271,7 @@ class Executor:
         try:
             result = hook() if in_loop else await self._call(hook)
             return await result if inspect.isawaitable(result) else result
-        except (Exception, asyncio.CancelledError) as exc:
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - it may raise anything
             logger.warning("a hook of the task raised %s: %s", type(exc).__name__, printable(str(exc)))
             return default
 

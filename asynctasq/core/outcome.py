@@ -68,7 +68,7 @@ def describe(error: BaseException) -> ErrorInfo:
     cls = type(error)
     try:
         message = str(error)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - a user's __str__ may raise anything
         message = f"<str() of this error raised {type(exc).__name__}>"
     try:
         # limit keeps a RecursionError to its two ends; the groups and causes are bounded likewise.
@@ -83,7 +83,7 @@ def describe(error: BaseException) -> ErrorInfo:
             if size > 8 * MAX_TRACEBACK:
                 break
         trace = "".join(parts)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - likewise
         trace = f"<the traceback could not be formatted: {type(exc).__name__}>"
     return ErrorInfo(
         type=f"{cls.__module__}.{cls.__qualname__}"[:255],

@@ -70,17 +70,15 @@ class PostgresDriver(SqlDriver):
         self._listener: asyncio.Task[None] | None = None
 
     async def migrate(self) -> bool:
-        async with _errors(self.config):
-            async with await psycopg.AsyncConnection.connect(self.config.postgres_dsn, **self._options()) as connection:
-                for statement in schema(self.dialect, self.tables):
-                    await connection.execute(statement.encode())
+        async with _errors(self.config), await self._connect_one() as connection:
+            for statement in schema(self.dialect, self.tables):
+                await connection.execute(statement.encode())
         return True
 
     async def connect(self) -> None:
         # By hand first: the pool would only say that it timed out, not why.
-        async with _errors(self.config):
-            async with await psycopg.AsyncConnection.connect(self.config.postgres_dsn, **self._options()) as connection:
-                await connection.execute(self._text["check"])
+        async with _errors(self.config), await self._connect_one() as connection:
+            await connection.execute(self._text["check"])
         await self._open_pool()
 
     async def close(self) -> None:
@@ -110,6 +108,9 @@ class PostgresDriver(SqlDriver):
             "tcp_user_timeout": int(CALL_DEADLINE * 1000),
             **extra,
         }
+
+    async def _connect_one(self) -> psycopg.AsyncConnection[Row]:
+        return await psycopg.AsyncConnection.connect(self.config.postgres_dsn, **self._options())
 
     async def _open_pool(self) -> None:
         self._pool = AsyncConnectionPool(
@@ -235,7 +236,7 @@ def _translated(exc: Exception, where: str) -> AsyncTasQError:
     text = str(exc).strip().partition("\n")[0]
     if isinstance(exc, pg.UndefinedTable | pg.UndefinedColumn):
         return ConfigurationError(
-            f"the queue tables are missing or of another version at {where}: run 'asynctasq migrate --driver postgres', "
+            f"the queue tables are missing or of another version at {where}: run 'asynctasq migrate', "
             f"or 'manage.py migrate' in a Django project ({text})"
         )
     if isinstance(exc, FULL):

@@ -17,6 +17,7 @@ import msgspec
 
 from asynctasq.core import codec, context, registry
 from asynctasq.core.outcome import describe
+from asynctasq.errors import DecodeError, EncodeError
 from asynctasq.tasks.base import BaseTask
 from asynctasq.tasks.process import Reply, Request, Setup, receive, send
 
@@ -73,7 +74,7 @@ def run(request: Request, setup: Setup, runner: asyncio.Runner | None) -> Reply:
         return Reply(on_demand_loop=on_demand)
     try:
         packed = codec.encode_value(result)
-    except codec.EncodeError as exc:
+    except EncodeError as exc:
         return Reply(on_demand_loop=on_demand, problem=f"its result is not kept: {exc}")
     return Reply(result=packed, result_size=len(packed), on_demand_loop=on_demand)
 
@@ -81,7 +82,7 @@ def run(request: Request, setup: Setup, runner: asyncio.Runner | None) -> Reply:
 def failure(exc: BaseException, task: BaseTask[Any] | None, request: Request, runner: asyncio.Runner | None) -> Reply:
     """The reply for an attempt that raised; asks the task's hooks."""
     problem = None
-    retryable = not isinstance(exc, codec.DecodeError)
+    retryable = not isinstance(exc, DecodeError)
     if task is not None:
         try:
             if request.attempt < request.max_attempts:

@@ -130,7 +130,8 @@ def task(
     def decorate(func: Callable[..., Any]) -> TaskFunction[..., Any]:
         if not inspect.isroutine(func):
             raise TypeError(f"@task decorates functions, not {type(func).__name__}")
-        made = TaskFunction[Any, Any](func, TaskConfig(**check_options(options, func.__qualname__)), process, name)
+        config = TaskConfig(**check_options(options, func.__qualname__))  # type: ignore[typeddict-item]
+        made = TaskFunction[Any, Any](func, config, process, name)
         registry.register(made, aliases=aliases)
         return made
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -81,7 +82,7 @@ class Child:
                 [sys.executable, "-m", "asynctasq.tasks.child", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in setup.path)},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in setup.path)},
             )
         except BaseException:
             mine.close()
@@ -203,8 +204,8 @@ class ProcessPool:
         scripted = file is not None and spec is None
         return Setup(
             path=sys.path,
-            main=os.path.abspath(file) if scripted and file else None,
-            main_name=os.path.splitext(os.path.basename(file))[0] if scripted and file else None,
+            main=str(Path(file).resolve()) if scripted and file else None,
+            main_name=Path(file).stem if scripted and file else None,
             initializers=initializers,
             warm=self.warm,
         )

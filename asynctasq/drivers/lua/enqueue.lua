@@ -10,31 +10,14 @@ local base = KEYS[1]
 local index = base .. ':index'
 local ids = {}
 for i = 1, #ARGV, 5 do
-  assert(tonumber(ARGV[i + 2]) and tonumber(ARGV[i + 3]) and tonumber(ARGV[i + 4]), 'bad arguments')
-  ids[#ids + 1] = ARGV[i]
-end
-
-local streams, new = {}, 0
-local function stream_of(priority)
-  local key = base .. ':stream:' .. priority
-  if redis.call('ZADD', base .. ':priorities', priority, priority) == 1 then
-    new = 1
-    redis.pcall('XGROUP', 'CREATE', key, 'workers', '0', 'MKSTREAM')
-    -- Workers do not read this stream yet. Each of their reads includes an empty stream that is named after the number
-    -- of priorities, and fails, or if it waits is woken, when that one's group is gone.
-    local count = redis.call('ZCARD', base .. ':priorities')
-    redis.pcall('XGROUP', 'DESTROY', base .. ':bell:' .. (count - 1), 'workers')
-    redis.pcall('XGROUP', 'CREATE', base .. ':bell:' .. count, 'workers', '0', 'MKSTREAM')
+  if not (tonumber(ARGV[i + 2]) and tonumber(ARGV[i + 3]) and tonumber(ARGV[i + 4])) then
+    return redis.error_reply('ERR bad arguments')
   end
-  streams[priority] = key
-  return key
+  ids[#ids + 1] = ARGV[i]
 end
 
 local now
 local function due_at(due)
-  if due == '0' then
-    return nil
-  end
   if not now then
     local time = redis.call('TIME')
     now = time[1] * 1000000 + time[2]
@@ -43,18 +26,31 @@ local function due_at(due)
   if string.sub(due, 1, 1) == '+' then
     at = now + at
   end
-  return at > now and string.format('%.0f', at) or nil
+  return at > now and string.format('%.0f', at)
 end
 
 local known = redis.call('HMGET', index, unpack(ids))
-local seen, places, pending, scheduled, dues = {}, {}, {}, {}, {}
+local streams, new = {}, 0
+local places, pending, scheduled, dues = {}, {}, {}, {}
 for n, id in ipairs(ids) do
-  if not known[n] and not seen[id] then
-    seen[id] = true
+  if not known[n] then
     local i = n * 5 - 4
-    local payload, lease, priority = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-    local key = streams[priority] or stream_of(priority)
-    local at = due_at(ARGV[i + 4])
+    local payload, lease, priority, due = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+    local key = streams[priority]
+    if not key then
+      key = base .. ':stream:' .. priority
+      streams[priority] = key
+      if redis.call('ZADD', base .. ':priorities', priority, priority) == 1 then
+        new = 1
+        redis.pcall('XGROUP', 'CREATE', key, 'workers', '0', 'MKSTREAM')
+        -- Workers do not read this stream yet. Each of their reads includes an empty stream that is named after the
+        -- number of priorities, and fails, or if it waits is woken, when that one's group is gone.
+        local count = redis.call('ZCARD', base .. ':priorities')
+        redis.pcall('XGROUP', 'DESTROY', base .. ':bell:' .. (count - 1), 'workers')
+        redis.pcall('XGROUP', 'CREATE', base .. ':bell:' .. count, 'workers', '0', 'MKSTREAM')
+      end
+    end
+    local at = due ~= '0' and due_at(due)
     places[#places + 1] = id
     if at then
       redis.call('HSET', base .. ':task:' .. id,
@@ -72,6 +68,7 @@ for n, id in ipairs(ids) do
     end
   end
 end
+
 if #places > 0 then
   redis.call('HSET', index, unpack(places))
 end
