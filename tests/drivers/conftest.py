@@ -29,29 +29,6 @@ class Another(Protocol):
 # ---- fixtures
 
 
-@pytest.fixture(scope="session")
-def places() -> Iterator[Callable[[str], Place]]:
-    """The place of each driver, made when it is first asked for. A service that is missing is a failure."""
-    made: dict[str, Place] = {}
-
-    def place(name: str) -> Place:
-        if name not in made:
-            made[name] = PLACES[name]()
-        return made[name]
-
-    yield place
-    for one in made.values():
-        one.close()
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Place:
-    """An empty place on each driver's service in turn."""
-    one = places(request.param)
-    one.reset()
-    return one
-
-
 @pytest.fixture(params=[name for name, kind in PLACES.items() if issubclass(kind, Server)])
 def server(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Server:
     """The same, for drivers that reach their broker over a network."""

@@ -227,24 +227,22 @@ class RedisPlace(Server):
 
     def traces(self) -> int:
         """Ids that occur in any key; an entry that is leased but gone counts as one too."""
+        client: Any = self._client
         found: set[bytes] = set()
-        for key in self._client.scan_iter():
+        for key in client.scan_iter():
             if b":task:" in key:
                 found.add(key.rpartition(b":task:")[2])
             elif b":stream:" in key:
-                entries = dict(self._client.xrange(key))
-                held = {one["message_id"] for one in self._held(key)}
-                found |= {fields[b"id"] for fields in entries.values()} | (held - entries.keys())
+                entries = dict(client.xrange(key))
+                grouped = client.xinfo_groups(key)
+                held = client.xpending_range(key, "workers", "-", "+", 10_000) if grouped else ()
+                found |= {fields[b"id"] for fields in entries.values()}
+                found |= {one["message_id"] for one in held} - entries.keys()
             elif key.endswith(b":index"):
-                found |= set(self._client.hkeys(key))
+                found |= set(client.hkeys(key))
             elif b":ids:" in key or key.endswith(b":scheduled"):
-                found |= set(self._client.zrange(key, 0, -1))
+                found |= set(client.zrange(key, 0, -1))
         return len(found)
-
-    def _held(self, stream: bytes) -> list[Any]:
-        if not self._client.xinfo_groups(stream):
-            return []
-        return list(self._client.xpending_range(stream, "workers", "-", "+", 10_000))
 
     def close(self) -> None:
         self._client.flushdb()

@@ -309,7 +309,7 @@ def test_the_driver_does_what_a_model_does(place: Place) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=40,
             deadline=None,
             phases=PHASES,
