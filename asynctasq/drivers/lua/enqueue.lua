@@ -30,10 +30,11 @@ local function due_at(due)
 end
 
 local known = redis.call('HMGET', index, unpack(ids))
-local streams, new = {}, 0
+local streams, seen, new = {}, {}, 0
 local places, pending, scheduled, dues = {}, {}, {}, {}
 for n, id in ipairs(ids) do
-  if not known[n] then
+  if not known[n] and not seen[id] then
+    seen[id] = true
     local i = n * 5 - 4
     local payload, lease, priority, due = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
     local key = streams[priority]
