@@ -1,0 +1,1 @@
+"""Rates of the drivers beside what their clients reach alone. ``python -m benchmarks --help``."""
