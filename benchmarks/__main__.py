@@ -100,14 +100,10 @@ def our_round(count: int, singles: int, concurrency: int) -> dict[str, float]:
 async def latencies(count: int, per_second: float) -> list[float]:
     """Milliseconds from dispatch to start, at light load."""
     tasks.runs.clear()
-    worker = Worker(queues=["bench"])
-    running = asyncio.create_task(worker.start())
+    running = asyncio.create_task(Worker(queues=["bench"], max_tasks=count).start())
     for _ in range(count):
         await asyncio.sleep(1 / per_second)
         await tasks.late(time.time()).dispatch()
-    while len(tasks.runs) < count:
-        await asyncio.sleep(0.01)
-    worker.stop()
     await running
     return sorted(seconds * 1000 for seconds in tasks.runs)
 
