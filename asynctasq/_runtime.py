@@ -139,6 +139,10 @@ def init(
     Raises TypeError for an option that does not exist and ValueError for a wrong value, each naming the option.
     """
     global _runtime
+    if not isinstance(config_overrides, Mapping | None):
+        raise ConfigurationError(
+            f"config_overrides must be a dictionary of options, not {type(config_overrides).__name__}"
+        )
     overrides = dict(config_overrides or {})
     for name in options:
         if name in overrides:

@@ -295,7 +295,11 @@ class Config:
         if self.redis_password is not None and parts.password is None:
             host = netloc.rpartition("@")[2]
             netloc = f"{quote(unquote(parts.username or ''), safe='')}:{quote(self.redis_password, safe='')}@{host}"
-        if parts.scheme != "unix" and path in ("", "/") and "db=" not in parts.query:
+        if parts.scheme == "unix":
+            # The path is the socket's, and urlunsplit would drop the slashes before it.
+            query = parts.query if "db=" in parts.query else f"{parts.query}&db={self.redis_db}".lstrip("&")
+            return f"unix://{netloc}{path}?{query}"
+        if path in ("", "/") and "db=" not in parts.query:
             path = f"/{self.redis_db}"
         return urlunsplit((parts.scheme, netloc, path, parts.query, ""))
 
