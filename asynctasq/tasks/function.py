@@ -39,7 +39,7 @@ class TaskFunction(Generic[P, R]):
         self.__module__ = func.__module__
         self.__doc__ = func.__doc__
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> FunctionTask[R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionTask[R]:
         return FunctionTask(self, args, kwargs)
 
     def build(self, args: list[Any], kwargs: dict[str, Any], attempt: int) -> FunctionTask[R]:
