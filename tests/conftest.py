@@ -10,7 +10,7 @@ import pytest
 import asynctasq
 from asynctasq import _current, _runtime
 from asynctasq.config import Config
-from asynctasq.core import context
+from asynctasq.core import context, registry
 from asynctasq.core.dispatcher import Dispatcher
 from asynctasq.tasks import process
 from asynctasq.tasks.infrastructure import ProcessPoolManager
@@ -53,6 +53,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(context, "surroundings", [])
     monkeypatch.setattr(context, "async_surroundings", [])
     monkeypatch.setattr(process, "initializers", [])
+    monkeypatch.setattr(registry, "_tasks", registry._tasks.copy())
     yield
     ProcessPoolManager.get_default_manager().close()
     asynctasq.shutdown()
