@@ -41,6 +41,8 @@ AHEAD_SECONDS = 0.1
 MAX_AHEAD = 500
 """Claim ahead as much as will be done in this time, and never more than this many."""
 DRAIN_WAIT = 0.2
+SUSPECT_WAIT = 0.02
+"""Seconds that a claim waits at least while a suspect runs."""
 CLAIM_LIMIT, CALL_OFF_LIMIT, FLUSH_LIMIT = 1.0, 0.5, 3.0
 """Seconds at a stop for the last claim to return, for what is called off to end, for the last outcomes to be taken:
 less than 5 in all, whatever the broker does."""
@@ -92,7 +94,8 @@ class Worker:
         self._running: dict[Lease, Attempt] = {}
         self._taken = 0
         """Leases claimed and not given back."""
-        self._suspect_held = False
+        self._suspect_since: float | None = None
+        """When the suspect that is held was claimed, on the monotonic clock; None while there is none."""
         self._typical = 0.0
         """Moving average of an attempt's duration, in seconds."""
         self._claims = 0
@@ -122,6 +125,7 @@ class Worker:
             lambda: ProcessPoolManager.get_default_manager().pool(*self._pool_sizes),
         )
         self._settler = Settler(self._driver, self._settled)
+        self._janitor = Janitor(self._driver, self.queues)
         # The same worker id: on Redis it is the consumer whose entries are extended.
         self._keeper = Keeper(
             lambda: self._make_driver(type(self._driver)(self._driver.config)),
@@ -193,7 +197,7 @@ class Worker:
         self._tell(EventType.WORKER_ONLINE)
         claiming = asyncio.create_task(self._claim_all(), name="asynctasq-claim")
         background = [
-            asyncio.create_task(Janitor(self._driver, self.queues).run(), name="asynctasq-janitor"),
+            asyncio.create_task(self._janitor.run(), name="asynctasq-janitor"),
             asyncio.create_task(self._heartbeat(), name="asynctasq-heartbeat"),
         ]
         stopped = asyncio.create_task(self._stopping.wait(), name="asynctasq-stop")
@@ -225,9 +229,7 @@ class Worker:
                 await self._room.wait()
                 continue
             try:
-                leases = await self._driver.claim(
-                    self._queue_order(), room, wait, suspects=0 if self._suspect_held else 1
-                )
+                leases = await self._claim(room, wait)
             except BrokerError as exc:
                 logger.warning("waiting for the broker: %s", exc)
                 pause = await self._back_off(pause)
@@ -239,6 +241,14 @@ class Worker:
                 return
             if self.max_tasks is not None and self._taken >= self.max_tasks:
                 return
+
+    async def _claim(self, room: int, wait: float) -> list[Lease]:
+        if self._suspect_since is None:
+            return await self._driver.claim(self._queue_order(), room, wait, suspects=1)
+        # Not for long, lest it wait on when the suspect has ended and the next one may come: after a crash they are
+        # all there is. No longer than that one has taken so far, so that they take twice their time at most.
+        wait = min(wait, max(time.monotonic() - self._suspect_since, SUSPECT_WAIT))
+        return await self._driver.claim(self._queue_order(), room, wait, suspects=0)
 
     def _wanted(self) -> int:
         """How many leases to claim now."""
@@ -257,7 +267,8 @@ class Worker:
 
     def _take(self, leases: list[Lease]) -> None:
         self._taken += len(leases)
-        self._suspect_held = self._suspect_held or any(lease.suspect for lease in leases)
+        if any(lease.suspect for lease in leases):
+            self._suspect_since = time.monotonic()
         self._keeper.watch(leases)
         if self._stopping.is_set():
             self._give_back(leases)
@@ -288,7 +299,7 @@ class Worker:
         self._typical += 0.1 * (time.monotonic() - attempt.started - self._typical)
         self._settler.put(self._outcome(attempt, task))
         if lease.suspect:
-            self._suspect_held = False
+            self._suspect_since = None
         if not self._stopping.is_set():
             self._start_ready()
         if not self._running:
@@ -316,6 +327,7 @@ class Worker:
             self._tell_of(EventType.TASK_COMPLETED, lease, duration=outcome.duration, result_size=size)
         elif isinstance(outcome, Retry):
             self.retried += 1
+            self._janitor.expect(outcome.delay)
             self._tell_of(EventType.TASK_REENQUEUED, lease, duration=outcome.duration, error=outcome.error)
         else:
             self.dead += 1
@@ -331,6 +343,10 @@ class Worker:
             attempt.call_off()
         elif lease in self._buffer:
             self._buffer.remove(lease)
+            self._taken -= 1
+            if lease.suspect:
+                self._suspect_since = None
+            self._room.set()
 
     def _loop_blocked(self, seconds: float) -> None:
         """Called from the keeper's thread."""
