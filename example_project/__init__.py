@@ -1,0 +1,1 @@
+"""The example: a shop for photographic prints that sends them to the airports of the world."""
