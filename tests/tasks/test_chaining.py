@@ -154,7 +154,7 @@ def test_chaining_wins_over_the_task_and_the_task_over_the_configuration(embedde
 @pytest.mark.behaviour(11)
 def test_a_class_takes_its_options_from_a_task_config_or_a_dictionary_and_hands_them_down(embedded: App) -> None:
     class Base(SyncTask[None]):
-        config: TaskConfig = {"queue": "base", "max_attempts": 4}  # noqa: RUF012
+        config: TaskConfig = {"queue": "base", "max_attempts": 4}
 
         def execute(self) -> None: ...
 

@@ -150,7 +150,7 @@ def test_a_wrong_option_is_named_where_the_task_is_defined(options: dict[str, An
 @pytest.mark.behaviour(8)
 def test_an_unknown_option_is_a_type_error_with_a_suggestion() -> None:
     options: Any = {"max_attempt": 3}
-    with pytest.raises(TypeError, match="unknown option 'max_attempt'.*did you mean 'max_attempts'") as error:
+    with pytest.raises(TypeError, match=r"unknown option 'max_attempt'.*did you mean 'max_attempts'") as error:
 
         @task(**options)
         def work() -> None: ...
