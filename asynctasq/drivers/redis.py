@@ -42,7 +42,15 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry as SyncRetry
 
 from asynctasq.config import mask_url
@@ -223,7 +231,11 @@ class RedisDriver(Driver, Inspector):
         keys = [*view.bells, *of_suspects, *view.streams]
         numbers = (limit, suspects, len(view.bells), len(of_suspects))
         [reply] = await self._link.run(("EVALSHA", _SHA["claim"], len(keys), *keys, self.worker_id, *numbers))
-        return view.leases(reply, before)
+        leases = view.leases(reply, before)
+        if any(lease.suspect for lease in leases):
+            # Where there is one there are more: all that its worker held.
+            self._suspects_at = 0.0
+        return leases
 
     async def _await(self, view: _View, limit: int, wait: float, suspects: int) -> list[Lease]:
         """The first entry that comes. XREADGROUP counts for each stream, so a larger count could bring more than
@@ -279,7 +291,7 @@ class RedisDriver(Driver, Inspector):
         return await self._settle(_moving([_buried(each, self.worker_id) for each in dead]))
 
     async def release(self, leases: Sequence[Lease]) -> list[Lease]:
-        return await self._settle(_moving([_Move(lease, "pending", {}) for lease in leases]))
+        return await self._settle(_moving([_Move(lease, "pending", {"attempt": lease.attempt}) for lease in leases]))
 
     async def extend(self, leases: Sequence[Lease]) -> list[Lease]:
         return await self._settle(_by_stream("extend", leases))
@@ -362,7 +374,7 @@ class RedisDriver(Driver, Inspector):
 
     def _recovered(self, queue: str, stream: str, entry: bytes, consumer: bytes, flat: list[bytes]) -> _Move:
         lease = _lease(queue, stream, entry, flat, 0.0)
-        worker = consumer.decode("utf-8", "replace")
+        worker = _text(consumer)
         error = ErrorInfo(
             type="asynctasq.errors.WorkerLost",
             message=f"attempt {lease.attempt}: worker {worker} was lost; its lease of "
@@ -552,7 +564,7 @@ def _lease(queue: str, stream: str, entry: bytes, flat: Sequence[bytes], claimed
     try:
         payload, id = fields[b"payload"], fields[b"id"].decode("ascii")
         attempt, life = int(fields[b"attempt"]), int(fields[b"lease"])
-        if not (0 < len(id) <= 64 and 0 < attempt < 2**31 and 0 < life < 2**42):
+        if not (0 < len(id) <= 64 and 0 < attempt < 2**31 and 0 < life < 10**13):
             raise ValueError
     except (KeyError, ValueError):
         payload = fields.get(b"payload", b" ".join(flat)[:65536])
@@ -701,7 +713,7 @@ def _failure(exc: Exception, url: str) -> Exception:
     text = f"Redis at {mask_url(url)}: {str(exc)[:300] or 'no answer in time'}"
     if isinstance(exc, AuthenticationError | NoPermissionError) or _MISCONFIGURED.search(text):
         return ConfigurationError(text)
-    if isinstance(exc, ResponseError) and re.search(r"\b(OOM|MISCONF)\b", text):
+    if isinstance(exc, OutOfMemoryError) or re.search(r"\b(OOM|MISCONF)\b", text):
         return BrokerFull(text)
     if isinstance(exc, ResponseError) and re.search(r"\b(NOGROUP|UNBLOCKED)\b", text):
         return _NoGroupError(text)
@@ -711,7 +723,7 @@ def _failure(exc: Exception, url: str) -> Exception:
 
 def _is_readonly(error: Exception) -> bool:
     """The server is a replica by now, and all connections lead to the wrong place."""
-    return re.search(r"READONLY|read only", str(error)) is not None
+    return isinstance(error, ReadOnlyError) or "READONLY" in str(error)
 
 
 def _pool(kind: Any, config: Config, timeout: float | None, **options: Any) -> Any:

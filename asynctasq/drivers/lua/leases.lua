@@ -6,7 +6,10 @@
 -- Returns  the last entry looked at ('' when the page was not full), ms until the next of this page expires (-1: none),
 --          then for each lease found: an id, or entry, consumer and fields.
 
-local held = redis.call('XPENDING', KEYS[1], 'workers', ARGV[1], '+', ARGV[2])
+local held = redis.pcall('XPENDING', KEYS[1], 'workers', ARGV[1], '+', ARGV[2])
+if held.err then
+  held = {}
+end
 local reply = {#held == tonumber(ARGV[2]) and held[#held][1] or '', -1}
 for _, lease in ipairs(held) do
   local entry, consumer, idle = lease[1], lease[2], lease[3]

@@ -49,10 +49,17 @@ local function take(at)
   for n = 1, #flat, 2 do
     fields[flat[n]] = flat[n + 1]
   end
-  fields.payload = fields.payload or string.sub(table.concat(flat, ' '), 1, 65536)
-  fields.priority = fields.priority or stream
+  -- Whoever wrote the entry, what goes on is as we write it.
   fields.id = id
-  fields.lease = tonumber(fields.lease) and fields.lease or '300000'
+  fields.payload = fields.payload or string.sub(table.concat(flat, ' '), 1, 65536)
+  if stream ~= 'suspects' then
+    fields.priority = stream
+  elseif not redis.call('ZSCORE', base .. ':priorities', fields.priority or '') then
+    fields.priority = '0'
+  end
+  if not string.match(fields.lease or '', '^[1-9]%d*$') or #fields.lease > 13 then
+    fields.lease = '300000'
+  end
   for n = at + 8, at + 6 + 2 * tonumber(ARGV[at + 7]), 2 do
     fields[ARGV[n]] = ARGV[n + 1]
     if ARGV[n] == 'error' then
