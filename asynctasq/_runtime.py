@@ -28,7 +28,9 @@ class DriverHome:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._homes: set[asyncio.AbstractEventLoop] = set()
+        self._homes: dict[asyncio.AbstractEventLoop, list[Driver]] = {}
+        """Loops of workers, with the workers' own drivers."""
+        self._lent: dict[Driver, tuple[str, asyncio.AbstractEventLoop]] = {}
         self._connected: dict[tuple[str, asyncio.AbstractEventLoop], asyncio.Future[Driver]] = {}
         self._unconnected: dict[str, Driver] = {}
         self._lock = threading.Lock()
@@ -38,13 +40,31 @@ class DriverHome:
         return loop if loop in self._homes else None
 
     def move_in(self, driver: Driver) -> None:
-        """Let drivers live on the running loop until ``close``, this connected one first."""
+        """Let drivers live on the running loop until ``move_out``, this connected one first."""
         loop = asyncio.get_running_loop()
-        self._homes.add(loop)
-        if driver.config is self.config:
+        self._homes.setdefault(loop, []).append(driver)
+        self._lend(driver, loop)
+
+    def _lend(self, driver: Driver, loop: asyncio.AbstractEventLoop) -> None:
+        if driver.config is self.config and (driver.name, loop) not in self._connected:
             ready = loop.create_future()
             ready.set_result(driver)
             self._connected[driver.name, loop] = ready
+            self._lent[driver] = driver.name, loop
+
+    async def move_out(self, driver: Driver) -> bool:
+        """The worker whose driver this is ends. False: the loop has others."""
+        loop = asyncio.get_running_loop()
+        lent = self._lent.pop(driver, None)
+        if lent is not None:
+            self._connected.pop(lent, None)
+        tenants = self._homes[loop]
+        tenants.remove(driver)
+        for other in tenants:
+            self._lend(other, loop)
+        if not tenants:
+            await self.close()
+        return not tenants
 
     async def connected(self, name: str) -> Driver:
         key = (name, asyncio.get_running_loop())
@@ -68,7 +88,7 @@ class DriverHome:
     async def close(self) -> None:
         """Close the drivers of the running loop."""
         loop = asyncio.get_running_loop()
-        self._homes.discard(loop)
+        self._homes.pop(loop, None)
         mine = [key for key in self._connected if key[1] is loop]
         for connecting in [self._connected.pop(key) for key in mine]:
             with contextlib.suppress(Exception):
@@ -106,10 +126,10 @@ class Runtime:
     def dispatch_sync(self, tasks: Sequence[BaseTask[Any]]) -> list[str]:
         return self.dispatcher.dispatch_sync(tasks)
 
-    async def move_out(self) -> None:
-        """End what lives on the running loop."""
-        await self.drivers.close()
-        self.dispatcher.forget_loop(asyncio.get_running_loop())
+    async def move_out(self, driver: Driver) -> None:
+        """End what lives on the running loop, unless another worker does too."""
+        if await self.drivers.move_out(driver):
+            self.dispatcher.forget_loop(asyncio.get_running_loop())
 
     def close(self) -> None:
         """Close what was opened; drivers on other loops are their owners' to close."""

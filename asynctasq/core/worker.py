@@ -76,10 +76,10 @@ class Worker:
         self.config = runtime.config
         self.queues = [check_queue_name(name) for name in queues or (self.config.default_queue,)]
         self.concurrency = _positive("concurrency", concurrency)
-        self.max_tasks = None if max_tasks is None else _positive("max_tasks", max_tasks)
+        self.max_tasks = _positive_or_none("max_tasks", max_tasks)
         self.worker_id = worker_id or new_worker_id()
-        self.heartbeat_interval = heartbeat_interval
-        self.shutdown_timeout = shutdown_timeout
+        self.heartbeat_interval = _seconds("heartbeat_interval", heartbeat_interval)
+        self.shutdown_timeout = _seconds("shutdown_timeout", shutdown_timeout, or_zero=True)
         self.drain = drain
         self.processed = 0
         """Attempts that ended, whatever came of them."""
@@ -89,7 +89,10 @@ class Worker:
         self._runtime = runtime
         self._events = runtime.events
         self._driver = self._make_driver(queue_driver or self.config.driver)
-        self._pool_sizes = (process_pool_size, process_pool_max_tasks_per_child)
+        self._pool_sizes = (
+            _positive_or_none("process_pool_size", process_pool_size),
+            _positive_or_none("process_pool_max_tasks_per_child", process_pool_max_tasks_per_child),
+        )
         self._buffer: collections.deque[Lease] = collections.deque()
         self._running: dict[Lease, Attempt] = {}
         self._taken = 0
@@ -210,9 +213,9 @@ class Worker:
             ended = await asyncio.gather(claiming, stopped, *background, return_exceptions=True)
             self._keeper.stop()
             self._tell(EventType.WORKER_OFFLINE)
+            await self._runtime.move_out(self._driver)
             with contextlib.suppress(BrokerError):
                 await self._driver.close()
-            await self._runtime.move_out()
             logger.info("worker %s: stopped after %d attempts", self.worker_id, self.processed)
         for error in ended:
             if isinstance(error, Exception):
@@ -417,5 +420,17 @@ async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> Non
 
 def _positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name} must be positive, got {value!r}")
+    return value
+
+
+def _positive_or_none(name: str, value: int | None) -> int | None:
+    return None if value is None else _positive(name, value)
+
+
+def _seconds(name: str, value: float, *, or_zero: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ConfigurationError(f"{name} must be a number of seconds, got {value!r}")
+    if value == 0 and not or_zero:
         raise ConfigurationError(f"{name} must be positive, got {value!r}")
     return value
