@@ -151,7 +151,7 @@ def test_arguments_arrive_as_they_were(args: list[Any], kwargs: dict[str, Any]) 
         dt.timedelta.max,
         dt.timedelta.min,
         dt.datetime.max.replace(tzinfo=dt.UTC),
-        dt.datetime.min,
+        dt.datetime.min,  # noqa: DTZ901 - naive ones travel too
         dt.datetime(2025, 10, 26, 2, 30, tzinfo=ZoneInfo("Europe/Berlin")),
         dt.datetime(2025, 10, 26, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
         dt.time(1, 2, 3, 4, tzinfo=dt.UTC),
@@ -190,7 +190,7 @@ def containing_itself() -> list[Any]:
     return value
 
 
-Point = namedtuple("Point", "x y")  # noqa: PYI024
+Point = namedtuple("Point", "x y")
 
 
 @pytest.mark.behaviour(14)
