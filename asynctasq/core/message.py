@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from asynctasq.errors import ConfigurationError, DecodeError
+from asynctasq.errors import ConfigurationError, DecodeError, PayloadTooLarge
 
 MIN_PRIORITY, MAX_PRIORITY = -100, 100
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -91,8 +91,13 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
-    """The bytes a broker stores."""
-    return _encoder.encode(message)
+    """The bytes a broker stores. Raises PayloadTooLarge for what no reader would read."""
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise PayloadTooLarge(
+            f"task {message.task}: a message of {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are taken"
+        )
+    return payload
 
 
 def decode(payload: bytes) -> Message:

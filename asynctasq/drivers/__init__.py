@@ -17,7 +17,7 @@ PATHS = {
     "postgres": "asynctasq.drivers.postgres:PostgresDriver",
     "redis": "asynctasq.drivers.redis:RedisDriver",
 }
-_EXTRA_MODULES = {"redis", "psycopg", "psycopg_pool"}
+_EXTRA_MODULES = {"redis", "hiredis", "psycopg", "psycopg_pool"}
 
 
 def create(name: str, config: Config) -> Driver:

@@ -8,7 +8,7 @@ import os
 import socket
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
@@ -247,6 +247,11 @@ class Inspector(ABC):
 def worker_id() -> str:
     """A new id for a worker: host, pid and four random bytes."""
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def usable_ids(ids: Iterable[str]) -> list[str]:
+    """Those that can be an id at all, each once: anything may come from a URL."""
+    return [id for id in dict.fromkeys(ids) if id.isascii() and id.isprintable() and 0 < len(id) <= 64]
 
 
 def encode_cursor(*parts: object) -> str:

@@ -16,7 +16,7 @@ import psycopg.errors as pg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from asynctasq.config import Config, mask_url
-from asynctasq.core.message import Lease
+from asynctasq.core.message import MAX_MESSAGE_BYTES, Lease
 from asynctasq.drivers.base import CALL_DEADLINE, Capabilities
 from asynctasq.drivers.sql import Args, Row, SqlDriver, Steps, schema
 from asynctasq.errors import AsyncTasQError, BrokerFull, BrokerUnavailable, ConfigurationError, DriverClosed
@@ -28,8 +28,6 @@ CHANNEL = "asynctasq"
 CONNECT_TIMEOUT = 3
 """Seconds; a producer is told within this time that the server is not there."""
 REPEATS = 5
-MAX_PAYLOAD = 700_000_000
-"""Bytes; a value may have 1 GB, and arguments travel to it in base64."""
 
 SETTINGS = (
     # The plan of every statement must be its index, whatever the statistics say: on a table that was never analysed
@@ -59,7 +57,7 @@ class PostgresDriver(SqlDriver):
     name: ClassVar[str] = "postgres"
     dialect = "postgres"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        priority=True, transactions=True, listing=True, results=True, exact_counts=True, max_payload=MAX_PAYLOAD
+        priority=True, transactions=True, listing=True, results=True, exact_counts=True, max_payload=MAX_MESSAGE_BYTES
     )
 
     def __init__(self, config: Config) -> None:
@@ -68,6 +66,7 @@ class PostgresDriver(SqlDriver):
         self._pool: AsyncConnectionPool[Connection] | None = None
         self._woken = asyncio.Event()
         self._listener: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def migrate(self) -> bool:
         async with _errors(self.config), await self._connect_one() as connection:
@@ -89,6 +88,8 @@ class PostgresDriver(SqlDriver):
             await asyncio.wait([listener])
         if pool is not None:
             await pool.close(timeout=1)
+        if self._closing is not None:
+            await self._closing
 
     async def claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int = 1) -> list[Lease]:
         if self._pool is not None and self._pool.min_size < self.config.postgres_min_pool_size:
@@ -151,10 +152,12 @@ class PostgresDriver(SqlDriver):
 
     async def _call(self, work: Callable[[Connection], Awaitable[T]], repeatable: bool) -> T:
         """Do ``work`` on a connection, by the deadline; repeated where that is safe and the server asks for it."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + CALL_DEADLINE
         async with _errors(self.config):
             for attempt in range(1, REPEATS + 1):
                 try:
-                    return await self._once(work)
+                    return await self._once(work, give_up)
                 except REPEAT:
                     if attempt == REPEATS:
                         raise
@@ -164,17 +167,18 @@ class PostgresDriver(SqlDriver):
                     if exc.sqlstate is not None and not isinstance(exc, DROP_POOL):
                         raise
                     await self._drop_pool()
-                    if not repeatable or attempt > 1:
+                    if not repeatable or attempt > 1 or loop.time() >= give_up:
                         raise
         raise AssertionError("the last repetition raises")
 
-    async def _once(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _once(self, work: Callable[[Connection], Awaitable[T]], give_up: float) -> T:
         pool = self._pool
         if pool is None:
             raise DriverClosed("the postgres driver is not connected")
-        async with pool.connection() as connection:
+        loop = asyncio.get_running_loop()
+        async with pool.connection(max(min(CONNECT_TIMEOUT, give_up - loop.time()), 0.01)) as connection:
             # Not asyncio.timeout: psycopg answers a cancellation by asking the server, and waits for its answer.
-            timer = asyncio.get_running_loop().call_later(CALL_DEADLINE, _hang_up, connection)
+            timer = loop.call_at(give_up, _hang_up, connection)
             try:
                 return await work(connection)
             finally:
@@ -184,7 +188,8 @@ class PostgresDriver(SqlDriver):
         old = self._pool
         if old is not None:
             await self._open_pool()
-            await old.close(timeout=1)
+            # Its own workers may be waiting for the server too; nobody else has to wait for them.
+            self._closing = asyncio.create_task(old.close(timeout=1))
 
     async def _wait(self, queues: Sequence[str], timeout: float) -> None:
         if self._listener is None:

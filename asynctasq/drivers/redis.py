@@ -68,6 +68,7 @@ from asynctasq.drivers.base import (
     TaskQuery,
     decode_cursor,
     encode_cursor,
+    usable_ids,
 )
 from asynctasq.errors import (
     BrokerFull,
@@ -75,7 +76,6 @@ from asynctasq.errors import (
     ConfigurationError,
     DecodeError,
     DriverClosed,
-    PayloadTooLarge,
 )
 
 if TYPE_CHECKING:
@@ -161,10 +161,6 @@ class RedisDriver(Driver, Inspector):
         arguments: dict[str, list[Any]] = {}
         for message in messages:
             payload = encode(message)
-            if len(payload) > MAX_MESSAGE_BYTES:
-                raise PayloadTooLarge(
-                    f"task {message.task}: a message of {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are taken"
-                )
             life = math.ceil(message.visibility_timeout * 1000)
             arguments.setdefault(message.queue, []).extend((message.id, payload, life, message.priority, _due(message)))
         new = [queue for queue in arguments if queue not in self._named]
@@ -470,7 +466,7 @@ class RedisDriver(Driver, Inspector):
 
     async def get(self, ids: Sequence[str]) -> list[TaskInfo]:
         queues = await self._queues()
-        return await self._read((id, queue) for id in _usable(ids) for queue in queues)
+        return await self._read((id, queue) for id in usable_ids(ids) for queue in queues)
 
     async def requeue(self, ids: Sequence[str]) -> int:
         return await self._everywhere("requeue", ids)
@@ -483,7 +479,7 @@ class RedisDriver(Driver, Inspector):
 
     async def _everywhere(self, script: str, ids: Sequence[str], *how: str) -> int:
         """Run a counting script for these ids in every queue: an id does not say where it belongs."""
-        parts = _parts(_usable(ids), CHUNK)
+        parts = _parts(usable_ids(ids), CHUNK)
         queues = await self._queues()
         return sum(await self._link.run(*[_script(script, queue, *how, *part) for queue in queues for part in parts]))
 
@@ -654,11 +650,6 @@ def _below(places: Iterable[_Place], after: _Place | None) -> list[_Place]:
     """The places after that one: by id, newest first, then by queue, for an id may be in several."""
     ordered = sorted(sorted(places, key=lambda place: place[1]), key=lambda place: place[0], reverse=True)
     return [(id, queue) for id, queue in ordered if not after or id < after[0] or (id == after[0] and queue > after[1])]
-
-
-def _usable(ids: Iterable[str]) -> list[str]:
-    """Those that can be an id at all, each once."""
-    return [id for id in dict.fromkeys(ids) if id.isascii() and 0 < len(id) <= 64]
 
 
 def _due(message: Message) -> str:

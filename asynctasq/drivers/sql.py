@@ -33,8 +33,9 @@ from asynctasq.drivers.base import (
     TaskQuery,
     decode_cursor,
     encode_cursor,
+    usable_ids,
 )
-from asynctasq.errors import DecodeError, PayloadTooLarge
+from asynctasq.errors import DecodeError
 
 if TYPE_CHECKING:
     from asynctasq.config import Config
@@ -46,7 +47,8 @@ Steps = Generator[tuple[str, Args], list[Row], T]
 """A transaction: yields (statement name, arguments), is sent the rows, returns its result."""
 
 SUSPECT_INTERVAL = 0.5
-"""Seconds between looks for suspects while ordinary messages flow: they are rare, and each look is a round trip."""
+"""Seconds until the next look for suspects after one that found none, while ordinary messages flow: they are rare,
+and each look is a round trip. But where there is one there are more: all that its worker held."""
 PURGE_BATCH = 5_000
 AFTER_EVERY_ID = "\x7f"
 """Sorts after every id: those are printable ASCII."""
@@ -145,8 +147,6 @@ class SqlDriver(Driver, Inspector):
 
     async def enqueue(self, messages: Sequence[Message]) -> None:
         if messages:
-            if self.capabilities.max_payload is not None:
-                check_size(messages, self.capabilities.max_payload)
             await self._fetch("enqueue", **enqueue_rows(messages))
             self._wake()
 
@@ -180,7 +180,13 @@ class SqlDriver(Driver, Inspector):
                 return
             claimed_at = time.monotonic()
             rows = await self._fetch(
-                "claim", queue=queue, suspect=suspect, limit=limit - len(leases), worker=self.worker_id
+                "claim",
+                queue=queue,
+                suspect=suspect,
+                limit=limit - len(leases),
+                worker=self.worker_id,
+                # Not a count: a task may be removed and come again under its id, and old leases must stay dead.
+                receipt=random.getrandbits(62),
             )
             # RETURNING promises no order.
             rows.sort(key=lambda row: (-row[5], row[0]))
@@ -197,7 +203,7 @@ class SqlDriver(Driver, Inspector):
                 )
                 for row in rows
             ]
-        if suspect:
+        if suspect and not leases:
             self._next_suspect_look = time.monotonic() + SUSPECT_INTERVAL
 
     async def ack(self, done: Sequence[Done]) -> list[Lease]:
@@ -228,8 +234,8 @@ class SqlDriver(Driver, Inspector):
         if not leases:
             return []
         rows = [{"id": lease.id, "receipt": lease.receipt, **args} for lease, args in leases]
-        held = {row[0] for row in await self._fetch(statement, rows=to_json(rows))}
-        return [lease for lease, _ in leases if lease.id not in held]
+        held = set(await self._fetch(statement, rows=to_json(rows)))
+        return [lease for lease, _ in leases if (lease.id, lease.receipt) not in held]
 
     async def dead_letter(self, dead: Sequence[Dead]) -> list[Lease]:
         if not dead:
@@ -237,15 +243,15 @@ class SqlDriver(Driver, Inspector):
         held = await self._transaction(
             lambda: self._bury([({"id": d.lease.id, "receipt": d.lease.receipt}, d.error) for d in dead])
         )
-        return [d.lease for d in dead if d.lease.id not in held]
+        return [d.lease for d in dead if (d.lease.id, d.lease.receipt) not in held]
 
-    def _bury(self, dead: Sequence[tuple[Args, ErrorInfo]]) -> Steps[set[str]]:
-        """Move what is still held to the dead letters; returns those ids."""
-        held = {row[0] for row in (yield "hold", {"rows": to_json([lease for lease, _ in dead])})}
-        rows = [{"id": lease["id"], **_error_row(error)} for lease, error in dead if lease["id"] in held]
+    def _bury(self, dead: Sequence[tuple[Args, ErrorInfo]]) -> Steps[set[Row]]:
+        """Move what is still held to the dead letters; returns those ids with their receipts."""
+        held = set((yield "hold", {"rows": to_json([lease for lease, _ in dead])}))
+        rows = [lease | _error_row(error) for lease, error in dead if (lease["id"], lease["receipt"]) in held]
         if rows:
             yield "bury", {"rows": to_json(rows)}
-            yield "remove", {"ids": to_json(sorted(held))}
+            yield "remove", {"ids": to_json([row["id"] for row in rows])}
         return held
 
     async def maintain(self, queues: Sequence[str], limit: int) -> Maintenance:
@@ -259,6 +265,7 @@ class SqlDriver(Driver, Inspector):
             self._wake()
         if expiry is not None and expiry < 0:
             recovered, buried = await self._transaction(lambda: self._recover(names, limit))
+            scheduled = (await self._fetch("due", queues=names))[0][0]
         again = promoted >= limit or recovered + buried >= limit
         next_due = 0.0 if again else None if scheduled is None else max(scheduled, 0.0)
         return Maintenance(promoted=promoted, recovered=recovered, buried=buried, next_due=next_due)
@@ -335,12 +342,14 @@ class SqlDriver(Driver, Inspector):
         return Page(items=items, next=encode_cursor(floor) if floor else None, truncated=bool(floor))
 
     async def get(self, ids: Sequence[str]) -> list[TaskInfo]:
+        ids = usable_ids(ids)
         if not ids:
             return []
-        found = {row[0]: _task_info(row) for row in await self._fetch("get", ids=to_json(list(ids)))}
-        return [found[id] for id in dict.fromkeys(ids) if id in found]
+        found = {row[0]: _task_info(row) for row in await self._fetch("get", ids=to_json(ids))}
+        return [found[id] for id in ids if id in found]
 
     async def requeue(self, ids: Sequence[str]) -> int:
+        ids = usable_ids(ids)
         if not ids:
             return 0
         count = await self._transaction(lambda: self._requeue(ids))
@@ -348,36 +357,30 @@ class SqlDriver(Driver, Inspector):
         return count
 
     def _requeue(self, ids: Sequence[str]) -> Steps[int]:
-        held = to_json([row[0] for row in (yield "hold_dead", {"ids": to_json(list(ids))})])
+        held = to_json([row[0] for row in (yield "hold_dead", {"ids": to_json(ids)})])
         yield "revive", {"ids": held}
         return len((yield "forget", {"ids": held}))
 
     async def cancel(self, ids: Sequence[str]) -> int:
+        ids = usable_ids(ids)
         if not ids:
             return 0
         statement = "cancel_keep" if self.config.keep_completed_tasks else "cancel_remove"
-        return len(await self._fetch(statement, ids=to_json(list(ids))))
+        return len(await self._fetch(statement, ids=to_json(ids)))
 
     async def delete(self, ids: Sequence[str]) -> int:
+        ids = usable_ids(ids)
         if not ids:
             return 0
-        live = await self._fetch("delete", ids=to_json(list(ids)))
-        return len(live) + len(await self._fetch("forget", ids=to_json(list(ids))))
-
-
-def check_size(messages: Iterable[Message], limit: int) -> None:
-    """Raises PayloadTooLarge for the first message that encodes to more than ``limit`` bytes."""
-    for message in messages:
-        size = len(message.body)
-        if size > limit:
-            raise PayloadTooLarge(f"task {message.task}: {size} bytes of arguments, the broker takes {limit}")
+        live = await self._fetch("delete", ids=to_json(ids))
+        return len(live) + len(await self._fetch("forget", ids=to_json(ids)))
 
 
 def worker_lost(attempt: int, visibility_timeout: float, worker: str | None) -> ErrorInfo:
     """The error of an attempt whose lease ran out."""
     return ErrorInfo(
         type="asynctasq.errors.WorkerLost",
-        message=f"attempt {attempt}: worker {worker or 'unknown'} was lost; its lease of {visibility_timeout:g} s is over",
+        message=f"attempt {attempt}: worker {worker or 'unknown'} was lost; its lease of {visibility_timeout:g} s ended",
     )
 
 

@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
 from asynctasq.config import Config
-from asynctasq.core.message import Message
+from asynctasq.core.message import MAX_MESSAGE_BYTES, Message
 from asynctasq.drivers.base import Capabilities
-from asynctasq.drivers.sql import Row, SqlDriver, Steps, Tables, check_size, enqueue_rows, schema, single
+from asynctasq.drivers.sql import Row, SqlDriver, Steps, Tables, enqueue_rows, schema, single
 from asynctasq.errors import AsyncTasQError, BrokerFull, BrokerUnavailable, ConfigurationError, DriverClosed
 
 T = TypeVar("T")
@@ -31,8 +31,6 @@ POLL_FIRST, POLL_LAST = 0.005, 0.05
 database (3 us): quick right after work, ten times slower when idle."""
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for another process's write."""
-MAX_PAYLOAD = 500_000_000
-"""Half of SQLite's default SQLITE_MAX_LENGTH, as arguments travel to it in base64."""
 
 _NAMED = re.compile(r"%\((\w+)\)s")
 
@@ -41,7 +39,7 @@ class SqliteDriver(SqlDriver):
     name: ClassVar[str] = "sqlite"
     dialect = "sqlite"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        priority=True, transactions=True, listing=True, results=True, exact_counts=True, max_payload=MAX_PAYLOAD
+        priority=True, transactions=True, listing=True, results=True, exact_counts=True, max_payload=MAX_MESSAGE_BYTES
     )
 
     def __init__(self, config: Config) -> None:
@@ -73,7 +71,6 @@ class SqliteDriver(SqlDriver):
     def enqueue_sync(self, messages: Sequence[Message]) -> None:
         if not messages:
             return
-        check_size(messages, MAX_PAYLOAD)
         with self._sync_lock:
             if self._sync_connection is None:
                 self._sync_connection = self._open()

@@ -13,7 +13,7 @@ CREATE TABLE IF NOT EXISTS {queue} (
     suspect boolean NOT NULL DEFAULT false,
     current_attempt integer NOT NULL DEFAULT 0,
     max_attempts integer NOT NULL,
-    claims bigint NOT NULL DEFAULT 0,
+    receipt bigint,
     visibility_timeout double precision NOT NULL,
     created_at timestamptz NOT NULL,
     available_at timestamptz NOT NULL,
@@ -83,26 +83,26 @@ WITH chosen AS MATERIALIZED (
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED)
 UPDATE {queue} AS t
-SET status = 'processing', current_attempt = t.current_attempt + 1, claims = t.claims + 1, worker = %(worker)s,
+SET status = 'processing', current_attempt = t.current_attempt + 1, receipt = %(receipt)s, worker = %(worker)s,
     started_at = clock_timestamp(),
     locked_until = clock_timestamp() + t.visibility_timeout * interval '1 second'
 FROM chosen
 WHERE t.id = chosen.id
-RETURNING t.id, t.payload, t.current_attempt, t.claims, t.visibility_timeout, t.priority;
+RETURNING t.id, t.payload, t.current_attempt, t.receipt, t.visibility_timeout, t.priority;
 
 -- name: ack
 DELETE FROM {queue} AS t
 USING json_to_recordset(%(rows)s::json) AS r(id text, receipt bigint)
-WHERE t.id = r.id AND t.claims = r.receipt AND t.status = 'processing'
-RETURNING t.id;
+WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
+RETURNING t.id, t.receipt;
 
 -- name: complete
 UPDATE {queue} AS t
 SET status = 'completed', finished_at = clock_timestamp(), locked_until = NULL, suspect = false,
     result = decode(r.result, 'base64')
 FROM json_to_recordset(%(rows)s::json) AS r(id text, receipt bigint, result text)
-WHERE t.id = r.id AND t.claims = r.receipt AND t.status = 'processing'
-RETURNING t.id;
+WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
+RETURNING t.id, t.receipt;
 
 -- name: retry
 UPDATE {queue} AS t
@@ -114,28 +114,28 @@ SET status = CASE WHEN r.delay > 0 THEN 'scheduled' ELSE 'pending' END,
 FROM json_to_recordset(%(rows)s::json) AS r(
         id text, receipt bigint, delay double precision, suspect boolean,
         error_type text, error_message text, error_traceback text)
-WHERE t.id = r.id AND t.claims = r.receipt AND t.status = 'processing'
-RETURNING t.id;
+WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
+RETURNING t.id, t.receipt;
 
 -- name: release
 UPDATE {queue} AS t
 SET status = 'pending', current_attempt = t.current_attempt - 1, locked_until = NULL
 FROM json_to_recordset(%(rows)s::json) AS r(id text, receipt bigint)
-WHERE t.id = r.id AND t.claims = r.receipt AND t.status = 'processing'
-RETURNING t.id;
+WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
+RETURNING t.id, t.receipt;
 
 -- name: extend
 UPDATE {queue} AS t
 SET locked_until = clock_timestamp() + t.visibility_timeout * interval '1 second'
 FROM json_to_recordset(%(rows)s::json) AS r(id text, receipt bigint)
-WHERE t.id = r.id AND t.claims = r.receipt AND t.status = 'processing'
-RETURNING t.id;
+WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
+RETURNING t.id, t.receipt;
 
 -- name: hold
-SELECT t.id
+SELECT t.id, t.receipt
 FROM {queue} AS t
 JOIN json_to_recordset(%(rows)s::json) AS r(id text, receipt bigint) ON t.id = r.id
-WHERE t.claims = r.receipt AND t.status = 'processing'
+WHERE t.receipt = r.receipt AND t.status = 'processing'
 ORDER BY t.id
 FOR UPDATE OF t;
 
@@ -176,7 +176,7 @@ moved AS (
 SELECT pg_notify('asynctasq', queue_name), n FROM (SELECT queue_name, count(*) AS n FROM moved GROUP BY 1) AS q;
 
 -- name: expired
-SELECT id, queue_name, payload, current_attempt, max_attempts, claims, visibility_timeout, worker
+SELECT id, queue_name, payload, current_attempt, max_attempts, receipt, visibility_timeout, worker
 FROM {queue}
 WHERE status = 'processing' AND locked_until < clock_timestamp()
   AND %(queues)s::jsonb ? queue_name

@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS {queue} (
     suspect integer NOT NULL DEFAULT 0,
     current_attempt integer NOT NULL DEFAULT 0,
     max_attempts integer NOT NULL,
-    claims integer NOT NULL DEFAULT 0,
+    receipt integer,
     visibility_timeout real NOT NULL,
     created_at real NOT NULL,
     available_at real NOT NULL,
@@ -70,7 +70,7 @@ ON CONFLICT (id) DO NOTHING;
 
 -- name: claim
 UPDATE {queue}
-SET status = 'processing', current_attempt = current_attempt + 1, claims = claims + 1, worker = %(worker)s,
+SET status = 'processing', current_attempt = current_attempt + 1, receipt = %(receipt)s, worker = %(worker)s,
     started_at = (julianday('now') - 2440587.5) * 86400.0,
     locked_until = (julianday('now') - 2440587.5) * 86400.0 + visibility_timeout
 WHERE id IN (
@@ -78,20 +78,20 @@ WHERE id IN (
     WHERE queue_name = %(queue)s AND suspect = %(suspect)s AND status = 'pending'
     ORDER BY priority DESC, id
     LIMIT %(limit)s)
-RETURNING id, payload, current_attempt, claims, visibility_timeout, priority;
+RETURNING id, payload, current_attempt, receipt, visibility_timeout, priority;
 
 -- name: ack
 DELETE FROM {queue}
-WHERE (id, claims) IN (SELECT value ->> 'id', value ->> 'receipt' FROM json_each(%(rows)s)) AND status = 'processing'
-RETURNING id;
+WHERE (id, receipt) IN (SELECT value ->> 'id', value ->> 'receipt' FROM json_each(%(rows)s)) AND status = 'processing'
+RETURNING id, receipt;
 
 -- name: complete
 UPDATE {queue}
 SET status = 'completed', finished_at = (julianday('now') - 2440587.5) * 86400.0, locked_until = NULL, suspect = 0,
     result = unbase64(r.value ->> 'result')
 FROM json_each(%(rows)s) AS r
-WHERE {queue}.id = r.value ->> 'id' AND claims = r.value ->> 'receipt' AND status = 'processing'
-RETURNING {queue}.id;
+WHERE {queue}.id = r.value ->> 'id' AND receipt = r.value ->> 'receipt' AND status = 'processing'
+RETURNING {queue}.id, {queue}.receipt;
 
 -- name: retry
 UPDATE {queue}
@@ -103,24 +103,24 @@ SET status = CASE WHEN r.value ->> 'delay' > 0 THEN 'scheduled' ELSE 'pending' E
     first_failed_at = coalesce(first_failed_at, (julianday('now') - 2440587.5) * 86400.0),
     last_failed_at = (julianday('now') - 2440587.5) * 86400.0
 FROM json_each(%(rows)s) AS r
-WHERE {queue}.id = r.value ->> 'id' AND claims = r.value ->> 'receipt' AND status = 'processing'
-RETURNING {queue}.id;
+WHERE {queue}.id = r.value ->> 'id' AND receipt = r.value ->> 'receipt' AND status = 'processing'
+RETURNING {queue}.id, {queue}.receipt;
 
 -- name: release
 UPDATE {queue}
 SET status = 'pending', current_attempt = current_attempt - 1, locked_until = NULL
-WHERE (id, claims) IN (SELECT value ->> 'id', value ->> 'receipt' FROM json_each(%(rows)s)) AND status = 'processing'
-RETURNING id;
+WHERE (id, receipt) IN (SELECT value ->> 'id', value ->> 'receipt' FROM json_each(%(rows)s)) AND status = 'processing'
+RETURNING id, receipt;
 
 -- name: extend
 UPDATE {queue}
 SET locked_until = (julianday('now') - 2440587.5) * 86400.0 + visibility_timeout
-WHERE (id, claims) IN (SELECT value ->> 'id', value ->> 'receipt' FROM json_each(%(rows)s)) AND status = 'processing'
-RETURNING id;
+WHERE (id, receipt) IN (SELECT value ->> 'id', value ->> 'receipt' FROM json_each(%(rows)s)) AND status = 'processing'
+RETURNING id, receipt;
 
 -- name: hold
-SELECT id FROM {queue}
-WHERE (id, claims) IN (SELECT value ->> 'id', value ->> 'receipt' FROM json_each(%(rows)s)) AND status = 'processing';
+SELECT id, receipt FROM {queue}
+WHERE (id, receipt) IN (SELECT value ->> 'id', value ->> 'receipt' FROM json_each(%(rows)s)) AND status = 'processing';
 
 -- name: bury
 INSERT INTO {dead} (id, queue_name, task, payload, priority, current_attempt, max_attempts, visibility_timeout,
@@ -158,7 +158,7 @@ WHERE id IN (
 RETURNING queue_name, 1;
 
 -- name: expired
-SELECT id, queue_name, payload, current_attempt, max_attempts, claims, visibility_timeout, worker
+SELECT id, queue_name, payload, current_attempt, max_attempts, receipt, visibility_timeout, worker
 FROM {queue}
 WHERE status = 'processing' AND locked_until < (julianday('now') - 2440587.5) * 86400.0
   AND queue_name IN (SELECT value FROM json_each(%(queues)s))
