@@ -105,24 +105,34 @@ WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
 RETURNING t.id, t.receipt;
 
 -- name: retry
-UPDATE {queue} AS t
-SET status = CASE WHEN r.delay > 0 THEN 'scheduled' ELSE 'pending' END,
-    available_at = clock_timestamp() + r.delay * interval '1 second',
-    locked_until = NULL, suspect = r.suspect,
-    error_type = r.error_type, error_message = r.error_message, error_traceback = r.error_traceback,
-    first_failed_at = coalesce(t.first_failed_at, clock_timestamp()), last_failed_at = clock_timestamp()
-FROM json_to_recordset(%(rows)s::json) AS r(
-        id text, receipt bigint, delay double precision, suspect boolean,
-        error_type text, error_message text, error_traceback text)
-WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
-RETURNING t.id, t.receipt;
+WITH moved AS (
+    UPDATE {queue} AS t
+    SET status = CASE WHEN r.delay > 0 THEN 'scheduled' ELSE 'pending' END,
+        available_at = clock_timestamp() + r.delay * interval '1 second',
+        locked_until = NULL, suspect = r.suspect,
+        error_type = r.error_type, error_message = r.error_message, error_traceback = r.error_traceback,
+        first_failed_at = coalesce(t.first_failed_at, clock_timestamp()), last_failed_at = clock_timestamp()
+    FROM json_to_recordset(%(rows)s::json) AS r(
+            id text, receipt bigint, delay double precision, suspect boolean,
+            error_type text, error_message text, error_traceback text)
+    WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
+    RETURNING t.id, t.receipt, t.queue_name, t.status),
+told AS (
+    SELECT pg_notify('asynctasq', queue_name)
+    FROM (SELECT DISTINCT queue_name FROM moved WHERE status = 'pending') AS q)
+SELECT moved.id, moved.receipt FROM moved, (SELECT count(*) FROM told) AS all_told;
 
 -- name: release
-UPDATE {queue} AS t
-SET status = 'pending', current_attempt = t.current_attempt - 1, locked_until = NULL
-FROM json_to_recordset(%(rows)s::json) AS r(id text, receipt bigint)
-WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
-RETURNING t.id, t.receipt;
+WITH moved AS (
+    UPDATE {queue} AS t
+    SET status = 'pending', current_attempt = t.current_attempt - 1, locked_until = NULL
+    FROM json_to_recordset(%(rows)s::json) AS r(id text, receipt bigint)
+    WHERE t.id = r.id AND t.receipt = r.receipt AND t.status = 'processing'
+    RETURNING t.id, t.receipt, t.queue_name, t.status),
+told AS (
+    SELECT pg_notify('asynctasq', queue_name)
+    FROM (SELECT DISTINCT queue_name FROM moved WHERE status = 'pending') AS q)
+SELECT moved.id, moved.receipt FROM moved, (SELECT count(*) FROM told) AS all_told;
 
 -- name: extend
 UPDATE {queue} AS t
