@@ -299,7 +299,9 @@ class Worker:
         if self._running.pop(lease, None) is None:
             return  # Given back at the stop, while its thread would not end.
         self.processed += 1
-        self._typical += 0.1 * (time.monotonic() - attempt.started - self._typical)
+        # Of the first ones the plain mean: begun at zero, it would claim hundreds ahead before it knew better.
+        weight = max(0.1, 1 / self.processed)
+        self._typical += weight * (time.monotonic() - attempt.started - self._typical)
         self._settler.put(self._outcome(attempt, task))
         if lease.suspect:
             self._suspect_since = None
