@@ -115,11 +115,11 @@ class WorkerProcess:
 
     async def ended(self, within: float = 15.0) -> int:
         """Its exit code once it has ended."""
-        await until(lambda: self.code is not None, within, f"end of the worker; it said:\n{self.output}")
+        await until(lambda: self.code is not None, within, self)
         return self._process.returncode
 
     async def ready(self) -> None:
-        await until(lambda: "concurrency" in self.output, 15, f"start of the worker; it said:\n{self.output}")
+        await until(lambda: "concurrency" in self.output, 20, self)
 
     def end(self) -> None:
         if self._process.poll() is None:
@@ -199,11 +199,12 @@ class App:
         return {}
 
 
-async def until(true: Callable[[], object], within: float = 10.0, what: str = "the condition") -> None:
-    """Wait until ``true()``."""
+async def until(true: Callable[[], object], within: float = 10.0, of: WorkerProcess | None = None) -> None:
+    """Wait until ``true()``; ``of`` is whose output to show if it does not become so."""
     deadline = time.monotonic() + within
     while not true():
-        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
+        said = f"; the worker said:\n{of.output}" if of else ""
+        assert time.monotonic() < deadline, f"not within {within:g} s{said}"
         await asyncio.sleep(0.01)
 
 
