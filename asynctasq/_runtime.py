@@ -39,7 +39,7 @@ class DriverHome:
         loop = asyncio.get_running_loop()
         return loop if loop in self._homes else None
 
-    def move_in(self, driver: Driver) -> None:
+    def move_in(self, driver: Driver | None) -> None:
         """Let drivers live on the running loop until ``move_out``, this connected one first."""
         loop = asyncio.get_running_loop()
         self._homes.setdefault(loop, []).append(driver)

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from asynctasq.errors import DecodeError, EncodeError
+from asynctasq.errors import AsyncTasQError, DecodeError, EncodeError
 
 MAX_DEPTH: Final = 64
 MAX_ITEMS: Final = 100_000
@@ -105,7 +105,7 @@ def decode_value(data: bytes, *, blocking: bool = True) -> Any:
         if len(data) > MAX_DEPTH:
             _check_bounds(value)
         return value
-    except (DecodeError, NeedsThread):
+    except (AsyncTasQError, NeedsThread):
         raise
     except (msgspec.DecodeError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError, LookupError) as e:
         raise DecodeError(f"undecodable arguments: {type(e).__name__}: {str(e)[:200]}") from e

@@ -50,7 +50,9 @@ class Keeper:
         self._seen = time.monotonic()
 
     def watch(self, leases: Iterable[Lease]) -> None:
-        """Keep these alive until they are let go."""
+        """Keep these alive until they are let go. On the worker's loop."""
+        # It runs: what follows a long idle time is not to be taken for a loop that was blocked so long.
+        self._seen = time.monotonic()
         shortest = LONGEST_TICK * 6
         for lease in leases:
             self._due[lease] = lease.claimed_at + lease.visibility_timeout / 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from asynctasq.config import did_you_mean
@@ -18,6 +19,10 @@ PATHS = {
     "redis": "asynctasq.drivers.redis:RedisDriver",
 }
 _EXTRA_MODULES = {"redis", "hiredis", "psycopg", "psycopg_pool"}
+
+
+locate: Callable[[str, Config], Config] = lambda name, config: config
+"""Fills in where the driver's broker is, when a framework knows that better than the configuration."""
 
 
 def create(name: str, config: Config) -> Driver:
@@ -38,4 +43,4 @@ def create(name: str, config: Config) -> Driver:
         raise ConfigurationError(
             f"driver {name!r} needs the package {exc.name!r}: pip install 'asynctasq-django[{name}]'"
         ) from exc
-    return driver(config)
+    return driver(locate(name, config))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -55,7 +55,7 @@ AFTER_EVERY_ID = "\x7f"
 _LIVE = frozenset(STATUSES) - {"dead"}
 
 
-class Tables(msgspec.Struct, frozen=True):
+class Tables(NamedTuple):
     """The two tables of a queue database."""
 
     queue: str

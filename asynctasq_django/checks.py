@@ -1,0 +1,88 @@
+"""System checks. ``manage.py check`` runs all but E003, which asks the database (``--database``).
+
+==================  ====================================================================
+asynctasq.E001      a key of ASYNCTASQ that does not exist
+asynctasq.E002      a wrong value in ASYNCTASQ
+asynctasq.E003      the queue tables are missing in the database that the driver uses
+asynctasq.W001      a task may run longer than its visibility timeout
+==================  ====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core import checks
+from django.db import connections
+
+from asynctasq import Config
+from asynctasq.core import registry
+from asynctasq.errors import UnknownOption
+from asynctasq_django import conf
+
+
+def install() -> None:
+    """Register them; again is fine."""
+    checks.register(settings_are_right, "asynctasq")
+    checks.register(timeouts_fit, "asynctasq")
+    checks.register(tables_exist, checks.Tags.database)
+
+
+def settings_are_right(**kwargs: Any) -> list[checks.CheckMessage]:
+    """E001 and E002."""
+    if conf.problem is None:
+        return []
+    id = "asynctasq.E001" if isinstance(conf.problem, UnknownOption) else "asynctasq.E002"
+    return [checks.Error(f"ASYNCTASQ: {conf.problem}", id=id)]
+
+
+def timeouts_fit(**kwargs: Any) -> list[checks.CheckMessage]:
+    """W001, for the defaults and for each registered task."""
+    if conf.problem is not None:
+        return []
+    config = Config.get()
+    found = []
+    for name, options in [("the defaults", {}), *((f"task {n}", _options(n)) for n in registry.names())]:
+        timeout = options.get("timeout", config.default_timeout)
+        visibility = options.get("visibility_timeout", config.default_visibility_timeout)
+        if timeout is not None and visibility <= timeout and (options or name == "the defaults"):
+            found.append(
+                checks.Warning(
+                    f"{name}: visibility timeout {visibility:g} s is not longer than timeout {timeout:g} s",
+                    hint="A worker extends its leases while a task runs, so the task is not run twice for this alone; "
+                    "but a worker that freezes for that long loses it. Make the visibility timeout longer.",
+                    id="asynctasq.W001",
+                )
+            )
+    return found
+
+
+def _options(name: str) -> dict[str, Any]:
+    config = getattr(registry.get(name), "config", {})
+    return {key: config[key] for key in ("timeout", "visibility_timeout") if key in config}
+
+
+def tables_exist(databases: Sequence[str] | None = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """E003, on the alias that the configured driver uses and no other."""
+    if conf.problem is not None:
+        return []
+    config = Config.get()
+    alias = conf.alias_of(config.driver, config)
+    if alias is None or alias not in (databases or ()):
+        return []
+    connection = connections[alias]
+    with connection.cursor() as cursor:
+        there = set(connection.introspection.table_names(cursor))
+    tables = conf.table_names()
+    missing = [name for name in (tables.queue, tables.dead) if name.rpartition(".")[2] not in there]
+    if not missing:
+        return []
+    option = "" if alias == "default" else f" --database {alias}"
+    return [
+        checks.Error(
+            f"the queue tables {' and '.join(missing)} are missing in the database {alias!r}",
+            hint=f"Run 'manage.py migrate asynctasq_django{option}'.",
+            id="asynctasq.E003",
+        )
+    ]

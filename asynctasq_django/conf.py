@@ -1,0 +1,152 @@
+"""``settings.ASYNCTASQ`` as a configuration of the core."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from django.conf import settings
+from django.db import connections
+from django.utils.connection import ConnectionDoesNotExist
+from django.utils.module_loading import import_string
+
+from asynctasq.config import Config, did_you_mean, options
+from asynctasq.core.events import EventEmitter
+from asynctasq.drivers.sql import Tables
+from asynctasq.errors import ConfigurationError, UnknownOption
+
+DRIVERS = {"postgresql": "postgres", "mysql": "mysql", "sqlite": "sqlite"}
+"""Which driver keeps its tables in a database of this vendor."""
+_PLACE = {"postgres": "postgres_dsn", "mysql": "mysql_dsn", "sqlite": "sqlite_path"}
+"""The option that says where a SQL driver's database is; when it is not given, a Django alias is used."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the project asks for: keys of the core, and three of our own."""
+
+    core: Mapping[str, Any]
+    database: str | None = None
+    """The alias of DATABASES that a SQL driver uses, and whose transactions a dispatch waits for."""
+    enqueue_on_commit: bool = True
+    """Inside a transaction, hand tasks to a broker that is not its database when it commits."""
+    event_emitters: tuple[str, ...] = ()
+    """Dotted paths of EventEmitter classes, made without arguments."""
+
+    def emitters(self) -> list[EventEmitter]:
+        """Made from their paths. Raises ConfigurationError naming the path."""
+        made = []
+        for path in self.event_emitters:
+            try:
+                made.append(import_string(path)())
+            except (ImportError, TypeError) as exc:
+                raise ConfigurationError(f"event_emitters: {path!r} cannot be made: {exc}") from exc
+        return made
+
+
+def read() -> Settings:
+    """``settings.ASYNCTASQ``. No I/O. Raises ConfigurationError naming the key."""
+    raw = getattr(settings, "ASYNCTASQ", None)
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, Mapping):
+        raise ConfigurationError(f"ASYNCTASQ must be a dictionary, not {type(raw).__name__}")
+    given: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = str(key).lower()
+        if name in given:
+            raise ConfigurationError(f"ASYNCTASQ has {name!r} twice, in upper and in lower case")
+        given[name] = value
+    own = {name: given.pop(name) for name in list(given) if name in _OWN}
+    for name in given:
+        if name not in options():
+            raise UnknownOption(f"unknown option {name!r}{did_you_mean(name, [*options(), *_OWN])}")
+    for name, value in own.items():
+        own[name] = _OWN[name](name, value)
+    made = Settings(core=given, **own)
+    if "driver" not in given and "ASYNCTASQ_DRIVER" not in os.environ and (not raw or made.database is not None):
+        driver = DRIVERS.get(connections[made.database or "default"].vendor)
+        if driver is not None:
+            return dataclasses.replace(made, core={**given, "driver": driver})
+    return made
+
+
+def _alias(name: str, value: Any) -> str | None:
+    if value is not None and value not in settings.DATABASES:
+        raise ConfigurationError(f"{name} must be an alias of DATABASES{did_you_mean(str(value), settings.DATABASES)}")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be bool, not {type(value).__name__}")
+    return value
+
+
+def _paths(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(path, str) for path in value):
+        raise ConfigurationError(f"{name} must be a list of dotted paths")
+    return tuple(value)
+
+
+_OWN = {"database": _alias, "enqueue_on_commit": _flag, "event_emitters": _paths}
+
+current = Settings(core={})
+"""What ``AppConfig.ready()`` read."""
+problem: ConfigurationError | None = None
+"""Why that failed, if it did: reported by the checks, and by whatever needs the configuration."""
+
+
+def alias_of(driver: str, config: Config) -> str | None:
+    """The alias of DATABASES whose database this driver's tables are in; None when they are elsewhere."""
+    place = _PLACE.get(driver)
+    if place is None or place in config.given:
+        return None
+    alias = current.database or "default"
+    try:
+        vendor = connections[alias].vendor
+    except ConnectionDoesNotExist:
+        return None
+    return alias if DRIVERS.get(vendor) == driver else None
+
+
+def table_names() -> Tables:
+    """The names of the queue tables in the alias in use, for its vendor."""
+    config = Config.get()
+    driver = DRIVERS.get(connections[current.database or "default"].vendor, "sqlite")
+    return Tables(getattr(config, f"{driver}_queue_table"), getattr(config, f"{driver}_dead_letter_table"))
+
+
+def located(driver: str, config: Config) -> Config:
+    """``config`` with the place of the alias filled in, as its connection has it now: a test runner swaps it."""
+    alias = alias_of(driver, config)
+    if alias is None:
+        return config
+    database = connections[alias].settings_dict
+    place = str(database["NAME"]) if driver == "sqlite" else dsn(driver, database)
+    return dataclasses.replace(config, **{_PLACE[driver]: place})
+
+
+def dsn(driver: str, database: Mapping[str, Any]) -> str:
+    """The DSN of an entry of DATABASES. What its client takes as options of the connection goes into the query."""
+
+    def part(name: str) -> str:
+        return quote(str(database.get(name) or ""), safe="")
+
+    query = {}
+    for name, value in (database.get("OPTIONS") or {}).items():
+        if isinstance(value, str | int) and not isinstance(value, bool) and name not in ("pool", "isolation_level"):
+            query[name] = str(value)
+    host = str(database.get("HOST") or "")
+    if host.startswith("/"):
+        # A socket's folder cannot stand where a host does.
+        query["host"], host = host, ""
+    scheme = {"postgres": "postgresql", "mysql": "mysql"}[driver]
+    user = part("USER") + (f":{part('PASSWORD')}" if database.get("PASSWORD") else "")
+    port = f":{database['PORT']}" if database.get("PORT") else ""
+    at = "@" if user else ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{user}{at}{host}{port}/{part('NAME')}{'?' + urlencode(query) if query else ''}"

@@ -1,0 +1,65 @@
+"""Django's database connections around the attempts of tasks: what a request gets from Django, a task gets here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import connections
+from django.db.backends.signals import connection_created
+
+from asynctasq.core import context
+
+
+def install() -> None:
+    """Take care of connections around every attempt from now on."""
+    if care not in context.surroundings:
+        context.surroundings.append(care)
+        context.async_surroundings.append(async_care)
+        connection_created.connect(_note_thread, dispatch_uid="asynctasq_django.db")
+
+
+@contextmanager
+def care() -> Iterator[None]:
+    """Around an attempt, on its thread: connections that broke or are too old are closed before and after."""
+    close_unusable()
+    try:
+        yield
+    finally:
+        close_unusable()
+
+
+@asynccontextmanager
+async def async_care() -> AsyncIterator[None]:
+    """The same around an async attempt, whose queries run in the thread of ``sync_to_async``."""
+    # A hop to that thread costs more than a small task: there is none before the first query there.
+    if _used_by_async:
+        await sync_to_async(close_unusable)()
+    try:
+        yield
+    finally:
+        if _used_by_async:
+            await sync_to_async(close_unusable)()
+
+
+def close_unusable() -> None:
+    """Close this thread's connections that cannot or should not be used again.
+
+    Not ``close_old_connections()``: inside a test's atomic block that would close the test's connection.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
+_used_by_async: set[str] = set()
+"""Names of the threads that are neither ours nor the main one and have opened a connection."""
+
+
+def _note_thread(**kwargs: Any) -> None:
+    thread = threading.current_thread()
+    if thread is not threading.main_thread() and not thread.name.startswith("asynctasq-"):
+        _used_by_async.add(thread.name)

@@ -1,0 +1,78 @@
+"""Dispatching in Django: in the caller's transaction where the queue is in its database, else when it commits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from django.db import DatabaseError, connections, transaction
+
+from asynctasq.core.dispatcher import Dispatcher
+from asynctasq.core.message import Message
+from asynctasq.drivers.sql import SqlDriver, enqueue_rows
+from asynctasq.drivers.sqlite import add_functions
+from asynctasq.errors import ConfigurationError
+from asynctasq_django import conf
+
+if TYPE_CHECKING:
+    from asynctasq.drivers.base import Driver
+
+
+class DjangoDispatcher(Dispatcher):
+    """``dispatch_sync`` minds transactions. ``dispatch`` hands over at once: Django has no transactions that span an
+    ``await``, and none is open in the thread of an event loop."""
+
+    def send_sync(self, driver: str | Driver, messages: Sequence[Message]) -> None:
+        if not isinstance(driver, str) or _loop_is_running():
+            super().send_sync(driver, messages)
+            return
+        alias = conf.alias_of(driver, self.config)
+        if alias is not None:
+            self._insert(alias, cast(SqlDriver, self.drivers.unconnected(driver)), messages)
+            transaction.on_commit(partial(self.announce, messages), using=alias)
+            return
+        alias = _open_transaction() if conf.current.enqueue_on_commit else None
+        send = partial(super().send_sync, driver, messages)
+        if alias is None:
+            send()
+        else:
+            transaction.on_commit(send, using=alias)
+
+    @staticmethod
+    def _insert(alias: str, driver: SqlDriver, messages: Sequence[Message]) -> None:
+        """One statement on Django's own connection: it commits or rolls back with whatever else is in there."""
+        connection = connections[alias]
+        with connection.cursor() as cursor:
+            if connection.vendor == "sqlite":
+                add_functions(connection.connection)
+            try:
+                cursor.execute(driver.sql["enqueue"], enqueue_rows(messages))
+            except DatabaseError as exc:
+                if driver.tables.queue.rpartition(".")[2] not in str(exc) or "unique" in str(exc).lower():
+                    raise
+                raise ConfigurationError(
+                    f"the queue tables are missing in the database {alias!r}: run 'manage.py migrate' ({exc})"
+                ) from exc
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _open_transaction() -> str | None:
+    """The alias whose commit a dispatch is to wait for; None outside transactions."""
+    inside = [connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block]
+    if len(inside) <= 1:
+        return inside[0] if inside else None
+    if conf.current.database in inside:
+        return conf.current.database
+    raise ConfigurationError(
+        f"transactions are open on {', '.join(sorted(inside))}: name the one that a dispatch waits for in "
+        "ASYNCTASQ['database'], or set ASYNCTASQ['enqueue_on_commit'] to False"
+    )

@@ -1,0 +1,33 @@
+"""``manage.py asynctasq_worker``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+
+from django.conf import settings
+from django.utils import autoreload
+
+from asynctasq import cli
+from asynctasq_django.management.base import CoreCommand
+
+
+class Command(CoreCommand):
+    help = "Run tasks, until stopped by SIGTERM or Ctrl-C."
+    add_core_arguments = staticmethod(cli.add_worker_arguments)
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--reload",
+            action=BooleanOptionalAction,
+            help="start again when code changes (with DEBUG; never with --drain, --max-tasks or several --processes)",
+        )
+
+    def execute_core(self, namespace: Namespace) -> int:
+        ends = namespace.drain or namespace.max_tasks is not None or namespace.processes > 1
+        wanted = settings.DEBUG if namespace.reload is None else namespace.reload
+        if wanted and not ends:
+            # In its own thread, as runserver's: a change or a signal ends it where it is, and leases bring it back.
+            autoreload.run_with_reloader(cli.run_worker, namespace)
+            return cli.OK
+        return cli.run_worker(namespace)

@@ -1,0 +1,78 @@
+"""The queue's tables as models, and what the admin shows.
+
+The tables are the drivers' own: their columns come from ``asynctasq/drivers/sql``. The models let Django flush them
+between tests and list them in the admin; they are never queried, because the tasks may be in another broker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+
+from asynctasq_django import conf
+
+
+class NoRows(models.Manager[Any]):
+    """Has nothing: ``dumpdata`` and its like pass over tasks, wherever they are."""
+
+    use_in_migrations = False
+
+    def get_queryset(self) -> models.QuerySet[Any]:
+        return super().get_queryset().none()
+
+
+class StoredTask(models.Model):
+    """What the two tables have in common."""
+
+    id = models.CharField(primary_key=True, max_length=64)
+    queue_name = models.CharField("queue", max_length=128)
+    task = models.CharField(max_length=255)
+    payload = models.BinaryField()
+    priority = models.SmallIntegerField()
+    current_attempt = models.IntegerField("attempt", default=0)
+    max_attempts = models.IntegerField()
+    visibility_timeout = models.FloatField()
+    created_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    worker = models.CharField(max_length=100, null=True)  # noqa: DJ001 - the driver writes NULL
+    correlation_id = models.CharField(max_length=255, null=True)  # noqa: DJ001
+    error_type = models.CharField("error", max_length=255, null=True)  # noqa: DJ001
+    error_message = models.TextField(null=True)  # noqa: DJ001
+    error_traceback = models.TextField("traceback", null=True)  # noqa: DJ001
+    first_failed_at = models.DateTimeField(null=True)
+    last_failed_at = models.DateTimeField(null=True)
+
+    objects = NoRows()
+
+    class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.id}"
+
+
+class Task(StoredTask):
+    """A task in the queue table, or one that the admin read from the broker."""
+
+    status = models.CharField(max_length=10)
+    suspect = models.BooleanField(default=False)
+    receipt = models.BigIntegerField(null=True)
+    available_at = models.DateTimeField()
+    locked_until = models.DateTimeField(null=True)
+    result = models.BinaryField(null=True)
+
+    class Meta:
+        db_table = conf.table_names().queue
+        base_manager_name = "objects"
+        default_permissions = ("view",)
+
+
+class DeadLetter(StoredTask):
+    """A task that failed for good."""
+
+    class Meta:
+        db_table = conf.table_names().dead
+        base_manager_name = "objects"
+        default_permissions = ("view",)
