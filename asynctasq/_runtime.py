@@ -39,14 +39,16 @@ class DriverHome:
         loop = asyncio.get_running_loop()
         return loop if loop in self._homes else None
 
-    def move_in(self, driver: Driver | None) -> None:
+    def move_in(self, driver: Driver) -> None:
         """Let drivers live on the running loop until ``move_out``, this connected one first."""
         loop = asyncio.get_running_loop()
         self._homes.setdefault(loop, []).append(driver)
         self._lend(driver, loop)
 
     def _lend(self, driver: Driver, loop: asyncio.AbstractEventLoop) -> None:
-        if driver.config is self.config and (driver.name, loop) not in self._connected:
+        # A driver that was handed over may lead elsewhere than to where tasks are dispatched.
+        here = drivers.locate(driver.name, self.config)
+        if driver.config == here and (driver.name, loop) not in self._connected:
             ready = loop.create_future()
             ready.set_result(driver)
             self._connected[driver.name, loop] = ready

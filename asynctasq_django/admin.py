@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
@@ -63,6 +63,12 @@ class QueueFilter(admin.SimpleListFilter):
         return queryset
 
 
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]
+else:
+    ModelAdmin = admin.ModelAdmin  # not generic at run time
+
+
 class RepositoryChangeList(ChangeList):
     """A change list whose rows come from the Repository, a page at a time by cursor."""
 
@@ -108,7 +114,7 @@ class RepositoryChangeList(ChangeList):
             return Page(items=[])
 
 
-class RepositoryAdmin(admin.ModelAdmin[Any]):
+class RepositoryAdmin(ModelAdmin):
     """Lists and shows; changes nothing."""
 
     change_list_template = "admin/asynctasq_django/change_list.html"

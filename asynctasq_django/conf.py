@@ -115,8 +115,13 @@ def alias_of(driver: str, config: Config) -> str | None:
 
 def table_names() -> Tables:
     """The names of the queue tables in the alias in use, for its vendor."""
-    config = Config.get()
-    driver = DRIVERS.get(connections[current.database or "default"].vendor, "sqlite")
+    try:
+        # Not Config.get(): the models ask before the app is ready.
+        wanted = read()
+        config = Config.make(wanted.core)
+    except ConfigurationError:
+        wanted, config = Settings(core={}), Config()
+    driver = DRIVERS.get(connections[wanted.database or "default"].vendor, "sqlite")
     return Tables(getattr(config, f"{driver}_queue_table"), getattr(config, f"{driver}_dead_letter_table"))
 
 

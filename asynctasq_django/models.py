@@ -13,7 +13,7 @@ from django.db import models
 from asynctasq_django import conf
 
 
-class NoRows(models.Manager[Any]):
+class NoRows(models.Manager):
     """Has nothing: ``dumpdata`` and its like pass over tasks, wherever they are."""
 
     use_in_migrations = False
@@ -36,11 +36,11 @@ class StoredTask(models.Model):
     created_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
-    worker = models.CharField(max_length=100, null=True)  # noqa: DJ001 - the driver writes NULL
-    correlation_id = models.CharField(max_length=255, null=True)  # noqa: DJ001
-    error_type = models.CharField("error", max_length=255, null=True)  # noqa: DJ001
-    error_message = models.TextField(null=True)  # noqa: DJ001
-    error_traceback = models.TextField("traceback", null=True)  # noqa: DJ001
+    worker = models.CharField(max_length=100, null=True)
+    correlation_id = models.CharField(max_length=255, null=True)
+    error_type = models.CharField("error", max_length=255, null=True)
+    error_message = models.TextField(null=True)
+    error_traceback = models.TextField("traceback", null=True)
     first_failed_at = models.DateTimeField(null=True)
     last_failed_at = models.DateTimeField(null=True)
 

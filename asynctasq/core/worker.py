@@ -88,7 +88,6 @@ class Worker:
         self.dead = 0
         self._runtime = runtime
         self._events = runtime.events
-        self._by_name = not isinstance(queue_driver, Driver)
         self._driver = self._make_driver(queue_driver or self.config.driver)
         self._pool_sizes = (
             _positive_or_none("process_pool_size", process_pool_size),
@@ -190,8 +189,7 @@ class Worker:
         return min(pause * 2, BACKOFF_LAST)
 
     async def _work(self) -> None:
-        # A driver that was handed over may lead to another broker than tasks here dispatch to.
-        self._runtime.drivers.move_in(self._driver if self._by_name else None)
+        self._runtime.drivers.move_in(self._driver)
         logger.info(
             "worker %s: %s, queues %s, concurrency %d",
             self.worker_id,

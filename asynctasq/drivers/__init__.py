@@ -21,7 +21,11 @@ PATHS = {
 _EXTRA_MODULES = {"redis", "hiredis", "psycopg", "psycopg_pool"}
 
 
-locate: Callable[[str, Config], Config] = lambda name, config: config
+def _as_configured(name: str, config: Config) -> Config:
+    return config
+
+
+locate: Callable[[str, Config], Config] = _as_configured
 """Fills in where the driver's broker is, when a framework knows that better than the configuration."""
 
 

@@ -23,6 +23,7 @@ and ``asynctasq:queues``, the set of the queues' names.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import math
@@ -85,6 +86,8 @@ logger = logging.getLogger(__name__)
 
 PRODUCER_DEADLINE = 3.0
 """Seconds after which an enqueue is given up: somebody's web request is waiting for it."""
+INTERRUPT_DEADLINE = 0.5
+"""Seconds for the server to end the waits of a worker that stops."""
 CHUNK = 200
 """Most messages in one script, so that none holds the server up for more than a few milliseconds."""
 SUSPECT_INTERVAL, EXPIRED_INTERVAL, DUE_INTERVAL, CONSUMER_INTERVAL = 0.5, 3.0, 10.0, 600.0
@@ -108,6 +111,8 @@ _Place = tuple[str, str]
 _SCRIPTS = {path.stem: path.read_text("utf-8") for path in Path(__file__).with_name("lua").glob("*.lua")}
 _SHA = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in _SCRIPTS.items()}
 _LOAD: list[_Command] = [("SCRIPT", "LOAD", text) for text in _SCRIPTS.values()]
+_WHO: _Command = ("CLIENT", "ID")
+"""Before a command that waits."""
 _QUEUES = "asynctasq:queues"
 _SUSPECTS = "suspects"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -127,7 +132,7 @@ class RedisDriver(Driver, Inspector):
         self._sync_link = _SyncLink(config)
         self._named: set[str] = set()
         self._views: dict[tuple[str, ...], _View] = {}
-        self._idle = False
+        self._idle = self._interrupted = False
         self._suspects_at = self._expired_at = 0.0
         self._consumers_at = time.monotonic() + CONSUMER_INTERVAL
         self._cursors: dict[str, str] = {}
@@ -194,6 +199,13 @@ class RedisDriver(Driver, Inspector):
                     raise
         return []
 
+    async def interrupt(self) -> None:
+        """By the server, which knows whether it has handed something out: a read that is merely given up could
+        take what this worker releases after it."""
+        self._interrupted = True
+        with contextlib.suppress(BrokerUnavailable):
+            await self._link.unblock()
+
     async def _claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int) -> list[Lease]:
         """Take what is there, else wait for something; while nothing comes, the wait alone is one command in all."""
         view = await self._view(queues)
@@ -201,7 +213,7 @@ class RedisDriver(Driver, Inspector):
         if not (self._idle and wait):
             leases = await self._take(view, limit, suspects)
             self._idle = False
-        if not leases and wait:
+        if not leases and wait and not self._interrupted:
             before = time.monotonic()
             leases = await self._await(view, limit, wait, suspects)
             # What comes at once has company, and the next claim is to take all it may.
@@ -239,7 +251,8 @@ class RedisDriver(Driver, Inspector):
         """
         keys = [*view.streams, *view.bells, *(view.suspects if suspects > 0 else ())]
         before = time.monotonic()
-        [reply] = await self._link.run(_reading(self.worker_id, 1, wait, keys), deadline=CALL_DEADLINE + wait)
+        reading = _reading(self.worker_id, 1, wait, keys)
+        [_, reply] = await self._link.run(_WHO, reading, deadline=CALL_DEADLINE + wait)
         kept: list[Lease] = []
         over: list[Lease] = []
         for lease in view.leases(reply, before):
@@ -750,6 +763,8 @@ class _Link:
         self._config = config
         self._url = config.redis_location()
         self._pool: Any = None
+        self._waiting: set[int] = set()
+        """Numbers by which the server knows the connections that wait in it."""
 
     async def open(self) -> None:
         # No time-outs on sockets: each call has its own deadline, and a claim may wait for longer than others.
@@ -787,6 +802,10 @@ class _Link:
                     await self._pool.disconnect(inuse_connections=False)
                 raise _failure(reply, self._url) from reply
 
+    async def unblock(self) -> None:
+        """End the waits in the server, as if their time were over. Where that is not allowed they go on."""
+        await self._send([("CLIENT", "UNBLOCK", number) for number in self._waiting], INTERRUPT_DEADLINE)
+
     async def _send(self, commands: Sequence[_Command], deadline: float | None) -> list[Any]:
         """The replies, errors of the server among them."""
         pool = self._pool
@@ -799,7 +818,7 @@ class _Link:
                 connection = await pool.get_connection()
                 try:
                     await connection.send_packed_command(_packed(commands))
-                    return [await _reply(connection) for _ in commands]
+                    return await self._receive(connection, commands)
                 except BaseException:
                     await connection.disconnect(nowait=True)
                     raise
@@ -807,6 +826,18 @@ class _Link:
                     await pool.release(connection)
         except (RedisError, OSError, TimeoutError) as exc:
             raise _failure(exc, self._url) from exc
+
+
+    async def _receive(self, connection: Any, commands: Sequence[_Command]) -> list[Any]:
+        first = await _reply(connection)
+        waits = commands[0] is _WHO and isinstance(first, int)
+        if waits:
+            self._waiting.add(first)
+        try:
+            return [first, *[await _reply(connection) for _ in commands[1:]]]
+        finally:
+            if waits:
+                self._waiting.discard(first)
 
 
 async def _reply(connection: Any) -> Any:

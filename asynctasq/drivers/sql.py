@@ -380,7 +380,7 @@ def worker_lost(attempt: int, visibility_timeout: float, worker: str | None) -> 
     """The error of an attempt whose lease ran out."""
     return ErrorInfo(
         type="asynctasq.errors.WorkerLost",
-        message=f"attempt {attempt}: worker {worker or 'unknown'} was lost; its lease of {visibility_timeout:g} s ended",
+        message=f"attempt {attempt}: worker {worker or 'unknown'} was lost; its {visibility_timeout:g} s lease ran out",
     )
 
 
