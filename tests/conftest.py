@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +67,13 @@ async def app(alone: None, place: Place, tmp_path: Path) -> AsyncIterator[App]:
     one = App(place, tmp_path)
     yield one
     one.end()
+
+
+@pytest.fixture
+def app_without_loop(alone: None, place: Place, tmp_path: Path) -> App:
+    """The same for tests that run loops of their own, or none."""
+    asyncio.run(place.prepare())
+    return App(place, tmp_path)
 
 
 @pytest.fixture
