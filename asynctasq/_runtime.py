@@ -120,7 +120,7 @@ class Runtime:
         self.events = EventBus(emitters)
         self.drivers = DriverHome(config)
         self.dispatcher = dispatcher(config, self.drivers, self.events)
-        self.repository = Repository(config, self.drivers)
+        self.repository = Repository(config, self.drivers, self.events)
 
     async def dispatch(self, tasks: Sequence[BaseTask[Any]]) -> list[str]:
         return await self.dispatcher.dispatch(tasks)
