@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from pathlib import Path
 
 import pytest
 
 import asynctasq
 from asynctasq import task
 from asynctasq.tasks.infrastructure import ProcessPoolManager
+from scripts.services import birth
 from tests.app import App, Ledger
 from tests.jobs import crunch
-
-
-def alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 def overlaps(spans: list[tuple[float, float]]) -> bool:
@@ -90,8 +86,8 @@ async def test_the_process_of_a_task_that_takes_too_long_is_killed(app: App, led
     assert ledger.ends("long") == []
     pids = {one.pid for one in ledger.starts("long")}
     assert len(pids) == 2
-    assert not any(alive(pid) for pid in pids)
-    assert all(alive(pid) for pid in ProcessPoolManager.get_default_manager().pool().pids())
+    assert not any(birth(pid) for pid in pids)
+    assert all(birth(pid) for pid in ProcessPoolManager.get_default_manager().pool().pids())
 
 
 @pytest.mark.behaviour(22)
