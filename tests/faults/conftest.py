@@ -23,3 +23,4 @@ def seed() -> int:
 async def world(alone: None, place: Place, tmp_path: Path, seed: int) -> AsyncIterator[World]:
     async with World(place, tmp_path, seed) as one:
         yield one
+        one.report()

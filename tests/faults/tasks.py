@@ -11,12 +11,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-from asynctasq import current_task, task
+from asynctasq import BaseTask, current_task, task
 from tests.faults.ledger import Journal, runs_of
 
 CANARIES = os.environ.get("FAULTS_CANARIES", "")
+Kind = Callable[[str, float], BaseTask[None]]
+"""What most of these are to whoever calls them."""
 SUSPICIOUS = ("import", "exec", "compile", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle")
 
 

@@ -67,24 +67,30 @@ class World:
     ) -> None:
         for worker in self.workers:
             worker.end()
-        if error is not None:
-            for worker in self.workers:
-                print(f"--- worker {worker.pid}, exit code {worker.code}\n{worker.output[-3000:]}")
+
+    def report(self) -> None:
+        """Print what helps to understand a failure."""
+        print(f"seed {self.seed}, journals in {self.folder}")
+        for worker in self.workers:
+            print(f"--- worker {worker.pid}, exit code {worker.code}\n{worker.output[-3000:]}")
 
     # ---- workers
 
     def spawn(self, *flags: str, environment: dict[str, str] | None = None, **options: Any) -> Process:
         """A worker from the command line, with these options besides; not waited for."""
-        clean = {name: text for name, text in os.environ.items() if not name.startswith("ASYNCTASQ_")}
-        given = {f"ASYNCTASQ_{name.upper()}": str(value) for name, value in {**self.options, **options}.items()}
-        ours = {"PYTHONPATH": str(ROOT), "FAULTS_JOURNAL": str(self.ran.path), **(environment or {})}
         worker = Process(
             [sys.executable, "-m", "asynctasq", "worker", "--app", "tests.faults.tasks", *flags],
-            clean | given | ours,
+            self.environment(**options) | (environment or {}),
             self.folder / f"worker-{len(self.workers)}.log",
         )
         self.workers.append(worker)
         return worker
+
+    def environment(self, **options: Any) -> dict[str, str]:
+        """Of a process that is to be configured as this one is, with these options besides."""
+        clean = {name: text for name, text in os.environ.items() if not name.startswith("ASYNCTASQ_")}
+        given = {f"ASYNCTASQ_{name.upper()}": str(value) for name, value in {**self.options, **options}.items()}
+        return clean | given | {"PYTHONPATH": str(ROOT), "FAULTS_JOURNAL": str(self.ran.path)}
 
     async def working(self, count: int, *flags: str, **options: Any) -> list[Process]:
         """Workers that are ready."""
