@@ -103,7 +103,10 @@ problem: ConfigurationError | None = None
 def alias_of(driver: str, config: Config) -> str | None:
     """The alias of DATABASES whose database this driver's tables are in; None when they are elsewhere."""
     place = _PLACE.get(driver)
-    if place is None or place in config.given:
+    if place is None or place in current.core:
+        return None
+    # Settings that name the alias go before an address in the environment, as all settings do.
+    if current.database is None and place in config.given:
         return None
     alias = current.database or "default"
     try:
