@@ -32,6 +32,8 @@ class Place(ABC):
     name: ClassVar[str]
     options: dict[str, Any]
     """What the configuration needs to get here."""
+    hasty: dict[str, Any] = {}
+    """Options for tests of many short steps: commits need not survive a power cut."""
     _prepared = False
 
     async def prepare(self) -> None:
@@ -73,6 +75,7 @@ class Server(Place):
 
 class SqlitePlace(Place):
     name = "sqlite"
+    hasty = {"sqlite_synchronous": "normal"}
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="asynctasq-tests-")
@@ -132,6 +135,9 @@ class PostgresPlace(Server):
             "postgres_min_pool_size": 1,
             "postgres_max_pool_size": 2,
         }
+        query = f"{parts.query}&" if parts.query else ""
+        hasty = parts._replace(query=f"{query}options=-csynchronous_commit%3Doff")
+        self.hasty = {"postgres_dsn": urlunsplit(hasty)}
         self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
 
     def at(self, host: str, port: int) -> dict[str, Any]:

@@ -32,9 +32,9 @@ from redis.exceptions import (
 from asynctasq.config import Config
 from asynctasq.core.message import Lease, Message
 from asynctasq.core.outcome import Dead, Done, Retry
-from asynctasq.drivers import redis as module
 from asynctasq.drivers.base import Inspector, TaskQuery
-from asynctasq.drivers.redis import RedisDriver
+from asynctasq.drivers.redis import RedisDriver, entries, link
+from asynctasq.drivers.redis import driver as driver_module
 from asynctasq.errors import BrokerFull, BrokerUnavailable, ConfigurationError
 from scripts import services
 from tests.drivers.conftest import (
@@ -366,8 +366,8 @@ async def test_an_extended_task_still_shows_when_and_where_it_began(
 async def test_a_look_for_expired_leases_goes_on_where_the_last_one_ended(
     driver: RedisDriver, connect: Connect, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SCAN", 4)
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(driver_module, "SCAN", 4)
+    monkeypatch.setattr(driver_module, "CHUNK", 2)
     janitor = await connect(url)
     await driver.enqueue(messages(30))
     assert len(await claim(driver)) == 30
@@ -389,7 +389,7 @@ async def test_a_lease_renewed_between_the_look_and_the_step_is_left_alone(drive
     moves, _ = await driver._expired(STREAM, "work", "0", 10)
     assert await driver.extend([lease]) == []
     assert len(moves) == 1
-    assert await driver._settle(module._moving(moves)) == [moves[0].lease]
+    assert await driver._settle(entries.moving(moves)) == [moves[0].lease]
     assert await driver.ack([Done(lease=lease)]) == []
 
 
@@ -401,7 +401,7 @@ async def test_consumers_that_hold_nothing_are_forgotten_and_those_that_hold_som
     await claim_one(holder)
     assert await claim(gone) == []
     await asyncio.sleep(0.05)
-    monkeypatch.setattr(module, "FORGET_AFTER", 20)
+    monkeypatch.setattr(driver_module, "FORGET_AFTER", 20)
     driver._consumers_at = 0.0
     await driver.maintain(["work"], 10)
     assert [consumer["name"].decode() for consumer in raw.xinfo_consumers(STREAM, "workers")] == [holder.worker_id]
@@ -689,7 +689,7 @@ async def test_a_server_whose_settings_lose_tasks_is_mentioned_once(
     admin.config_set("appendonly", "no")
     for _ in range(2):
         await connect(own.url)
-    told = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+    told = [record.getMessage() for record in caplog.records if record.name == link.__name__]
     assert len(told) == 2
     assert "noeviction" in told[0]
     assert "appendonly" in told[1]
@@ -697,8 +697,8 @@ async def test_a_server_whose_settings_lose_tasks_is_mentioned_once(
 
 def test_a_server_that_is_too_old_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"6\.2"):
-        module._check_server("redis://h", [b"redis_version:6.0.16\r\n", ResponseError("no"), ResponseError("no")])
-    module._check_server("redis://h", [b"redis_version:6.2.0\r\n", ResponseError("no"), ResponseError("no")])
+        link.check_server("redis://h", [b"redis_version:6.0.16\r\n", ResponseError("no"), ResponseError("no")])
+    link.check_server("redis://h", [b"redis_version:6.2.0\r\n", ResponseError("no"), ResponseError("no")])
 
 
 @pytest.mark.parametrize(
@@ -725,8 +725,8 @@ def test_a_server_that_is_too_old_is_refused() -> None:
     ids=repr,
 )
 def test_errors_of_the_client_become_ours(error: Exception, kind: type[Exception]) -> None:
-    assert type(module._failure(error, f"redis://:{PASSWORD}@h")) is kind
-    assert PASSWORD not in str(module._failure(error, f"redis://:{PASSWORD}@h"))
+    assert type(link.failure(error, f"redis://:{PASSWORD}@h")) is kind
+    assert PASSWORD not in str(link.failure(error, f"redis://:{PASSWORD}@h"))
 
 
 # ---- pages

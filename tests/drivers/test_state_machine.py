@@ -69,7 +69,7 @@ class Tasks(RuleBasedStateMachine):
         return self.runner.run(call)
 
     def connected(self, **options: Any) -> Driver:
-        driver = self.place.create(**options)
+        driver = self.place.create(**self.place.hasty, **options)
         self.run(driver.connect())
         return driver
 
@@ -309,7 +309,7 @@ def test_the_driver_does_what_a_model_does(place: Place) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25,
+            max_examples=20,
             stateful_step_count=40,
             deadline=None,
             phases=PHASES,

@@ -61,7 +61,7 @@ _MISCONFIGURED = re.compile(
 )
 
 
-def _failure(exc: Exception, url: str) -> Exception:
+def failure(exc: Exception, url: str) -> Exception:
     """An error of the client as one of ours. Of an error inside a script the word stands somewhere in the text."""
     text = f"Redis at {mask_url(url)}: {str(exc)[:300] or 'no answer in time'}"
     if isinstance(exc, AuthenticationError | NoPermissionError) or _MISCONFIGURED.search(text):
@@ -121,7 +121,7 @@ class Link:
         self._pool = _pool(redis.asyncio.BlockingConnectionPool, self._config, timeout=None, **options)
         try:
             await self.run(("PING",), *LOAD)
-            _check_server(self._url, await self._send(_ASK, None))
+            check_server(self._url, await self._send(_ASK, None))
         except BaseException:
             await self.close()
             raise
@@ -149,7 +149,7 @@ class Link:
             if isinstance(reply, RedisError):
                 if _is_readonly(reply) and self._pool is not None:
                     await self._pool.disconnect(inuse_connections=False)
-                raise _failure(reply, self._url) from reply
+                raise failure(reply, self._url) from reply
 
     async def unblock(self) -> None:
         """End the waits in the server, as if their time were over. Where that is not allowed they go on."""
@@ -174,7 +174,7 @@ class Link:
                 finally:
                     await pool.release(connection)
         except (RedisError, OSError, TimeoutError) as exc:
-            raise _failure(exc, self._url) from exc
+            raise failure(exc, self._url) from exc
 
     async def _receive(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
         first = await _reply(connection)
@@ -236,7 +236,7 @@ class SyncLink:
             if isinstance(reply, RedisError):
                 if _is_readonly(reply):
                     self.close()
-                raise _failure(reply, self._url) from reply
+                raise failure(reply, self._url) from reply
         return replies
 
     def _send(self, commands: Sequence[Command]) -> list[Any]:
@@ -254,7 +254,7 @@ class SyncLink:
             finally:
                 pool.release(connection)
         except (RedisError, OSError) as exc:
-            raise _failure(exc, self._url) from exc
+            raise failure(exc, self._url) from exc
 
 
 def _sync_reply(connection: Any) -> Any:
@@ -270,7 +270,7 @@ _ASK: list[Command] = [("INFO", "server"), ("CONFIG", "GET", "maxmemory-policy")
 _advised: set[str] = set()
 
 
-def _check_server(url: str, replies: list[Any]) -> None:
+def check_server(url: str, replies: list[Any]) -> None:
     """Refuse a server that is too old; advise, once in a process, against settings that lose tasks.
 
     A server that does not tell, as managed ones may, is taken as it is.
