@@ -1,10 +1,10 @@
-"""System checks. ``manage.py check`` runs all but E003, which asks the database (``--database``).
+"""System checks. ``manage.py check`` runs all but W002, which asks the database (``--database``).
 
 ==================  ====================================================================
 asynctasq.E001      a key of ASYNCTASQ that does not exist
 asynctasq.E002      a wrong value in ASYNCTASQ
-asynctasq.E003      the queue tables are missing in the database that the driver uses
 asynctasq.W001      a task may run longer than its visibility timeout
+asynctasq.W002      the queue tables are missing in the database that the driver uses
 ==================  ====================================================================
 """
 
@@ -64,7 +64,7 @@ def _options(name: str) -> dict[str, Any]:
 
 
 def tables_exist(databases: Sequence[str] | None = None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """E003, on the alias that the configured driver uses and no other."""
+    """W002, on the alias that the configured driver uses. A warning: an error would keep `migrate` from mending it."""
     if conf.problem is not None:
         return []
     config = Config.get()
@@ -80,9 +80,9 @@ def tables_exist(databases: Sequence[str] | None = None, **kwargs: Any) -> list[
         return []
     option = "" if alias == "default" else f" --database {alias}"
     return [
-        checks.Error(
+        checks.Warning(
             f"the queue tables {' and '.join(missing)} are missing in the database {alias!r}",
             hint=f"Run 'manage.py migrate asynctasq_django{option}'.",
-            id="asynctasq.E003",
+            id="asynctasq.W002",
         )
     ]
