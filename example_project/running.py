@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 from django.conf import settings
@@ -40,17 +40,22 @@ def make_database(*, fresh: bool) -> None:
         shutil.rmtree(settings.VAR_DIR)
         settings.VAR_DIR.mkdir()
     if settings.DRIVER == "postgres":
-        import psycopg  # needed on this driver only
-        from psycopg import sql
-
-        name = sql.Identifier(settings.NAME)
-        with psycopg.connect(settings.POSTGRES_DSN, autocommit=True) as server:
-            if fresh:
-                server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
-            known = server.execute("SELECT FROM pg_database WHERE datname = %s", [settings.NAME])
-            if not known.rowcount:
-                server.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        make_postgres_database(settings.DATABASES["default"], fresh=fresh)
     call_command("migrate", interactive=False, verbosity=0)
+
+
+def make_postgres_database(place: dict[str, Any], *, fresh: bool) -> None:
+    import psycopg  # needed on this driver only
+    from psycopg import sql
+
+    name = sql.Identifier(place["NAME"])
+    login = {"user": place["USER"], "password": place["PASSWORD"], "host": place["HOST"], "port": place["PORT"]}
+    with psycopg.connect(dbname=settings.FIRST_DATABASE, autocommit=True, **login) as server:
+        if fresh:
+            server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+        known = server.execute("SELECT FROM pg_database WHERE datname = %s", [place["NAME"]])
+        if not known.rowcount:
+            server.execute(sql.SQL("CREATE DATABASE {}").format(name))
 
 
 def free_port() -> int:

@@ -15,10 +15,10 @@ NAME = os.environ.get("EXAMPLE_NAME", "asynctasq_example")
 # The queue lives where ASYNCTASQ_DRIVER says. On a database, tasks and shop share it, so a task is dispatched in the
 # same transaction as the rows it is about; with Redis the shop stays on SQLite and tasks are sent on commit.
 DRIVER = os.environ.get("ASYNCTASQ_DRIVER", "sqlite")
-POSTGRES_DSN = os.environ.get("ASYNCTASQ_POSTGRES_DSN", "postgresql://test:test@127.0.0.1:5432/test_db")
 
 if DRIVER == "postgres":
-    server = urlsplit(POSTGRES_DSN)
+    server = urlsplit(os.environ.get("ASYNCTASQ_POSTGRES_DSN", "postgresql://test:test@127.0.0.1:5432/test_db"))
+    FIRST_DATABASE = server.path.lstrip("/")  # to log in to, while the example's own is not there yet
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.postgresql",
@@ -49,6 +49,7 @@ ASYNCTASQ = {
 if DRIVER != "redis":
     ASYNCTASQ["database"] = "default"
 
+TIME_ZONE = "UTC"
 SITE_URL = os.environ.get("EXAMPLE_SITE_URL", "http://127.0.0.1:8000")
 """Where the tasks find the site's own HTTP interface."""
 PHOTOGRAPHS = BASE_DIR / "photographs"

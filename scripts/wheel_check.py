@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the wheel, install it into an empty environment and run one task of the example project from there.
+"""Build the wheel, install it into an empty environment and run tasks of the example project from there.
 
 The checkout's packages are out of reach: the example project is copied to a temporary folder. So a file
 missing from the wheel, or a dependency missing from an extra, shows here and not at a user's.
@@ -18,9 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("asynctasq", "asynctasq_django")
 EXTRAS = "django,example"
 
-# Dispatches one task; the worker then drains the queue, and the last statement fails unless it ended well.
-DISPATCH = "from example_project.tasks import ping; print(ping().dispatch_sync())"
-CONFIRM = "from example_project.models import Ping; assert Ping.objects.exists(), 'the task left no trace'"
+# Thumbnails need the database, the worker's child processes and the extras; the worker drains the queue, and the last
+# statement fails unless all that can be made were made. One photograph is damaged on purpose.
+DISPATCH = "from example_project.shop import catalogue; print(catalogue.load_photographs())"
+CONFIRM = """
+from django.conf import settings
+from example_project.shop import catalogue
+from example_project.shop.models import Photo
+made = {path.name for path in settings.MEDIA_ROOT.iterdir()}
+sound = Photo.objects.filter(problem="")
+assert len(sound) == Photo.objects.count() - 1, "not every photograph was handled"
+assert made == {photo.thumbnail(width) for photo in sound for width in catalogue.WIDTHS}, made
+"""
 
 
 def step(text: str, *command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
@@ -67,9 +76,9 @@ def main() -> None:
         manage = (python, "example_project/manage.py")
         step("manage.py check", *manage, "check", cwd=site, env=clean)
         step("manage.py migrate", *manage, "migrate", "--no-input", cwd=site, env=clean)
-        step("dispatching a task", *manage, "shell", "-c", DISPATCH, cwd=site, env=clean)
+        step("dispatching tasks", *manage, "shell", "-c", DISPATCH, cwd=site, env=clean)
         step("draining the queue with a worker", *manage, "asynctasq_worker", "--drain", cwd=site, env=clean)
-        step("looking for what the task did", *manage, "shell", "-c", CONFIRM, cwd=site, env=clean)
+        step("looking for what the tasks did", *manage, "shell", "-c", CONFIRM, cwd=site, env=clean)
     print("wheel-check: the installed wheel works")
 
 

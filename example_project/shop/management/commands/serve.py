@@ -25,7 +25,7 @@ def make_admin() -> str:
 
 def serve(port: int) -> None:
     """Returns when the site or the worker ended, which they do not by themselves."""
-    with running.site(port) as site, running.worker(port) as worker:
+    with running.site(port) as site, running.worker(port, "--no-reload") as worker:
         if not Photo.objects.exists():
             catalogue.load_photographs()
             catalogue.load_countries()
