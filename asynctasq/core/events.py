@@ -23,6 +23,8 @@ BACKLOG = 10_000
 
 
 class EventType(enum.StrEnum):
+    """What an event tells."""
+
     TASK_ENQUEUED = "task_enqueued"
     TASK_STARTED = "task_started"
     TASK_COMPLETED = "task_completed"
