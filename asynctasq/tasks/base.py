@@ -27,7 +27,8 @@ class BaseTask(Generic[R_co]):
     kind: ClassVar[Kind]
     source: ClassVar[str]
     module: ClassVar[str]
-    config: ClassVar[TaskConfig] = TaskConfig()
+    config: TaskConfig = TaskConfig()
+    """Options. Of the class, but not a ClassVar: ``config: TaskConfig = {...}`` is to pass a type checker."""
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _options: dict[str, Any]

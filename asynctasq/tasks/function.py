@@ -62,7 +62,7 @@ class FunctionTask(BaseTask[R]):
         # Per call, what a class has per class.
         self.task_name = function.task_name  # type: ignore[misc]
         self.kind = function.kind  # type: ignore[misc]
-        self.config = function.config  # type: ignore[misc]
+        self.config = function.config
 
     def check_arguments(self) -> None:
         args, kwargs = self._arguments
