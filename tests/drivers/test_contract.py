@@ -714,6 +714,17 @@ async def test_four_recoverers_at_once_recover_each_lease_once(driver: Driver, a
     assert await counts(driver) == {"pending": 60, "dead": 20}
 
 
+async def test_who_only_recovers_finds_the_leases_of_a_priority_that_came_later(
+    driver: Driver, another: Another
+) -> None:
+    needs(driver, "priority")
+    janitor = await another()
+    await janitor.maintain(["work"], 10)
+    await driver.enqueue([message(visibility_timeout=SHORT, priority=5)])
+    assert len(await claim(driver)) == 1
+    assert (await settled_maintenance(janitor, until=1)).recovered == 1
+
+
 async def test_maintenance_leaves_other_queues_alone(driver: Driver) -> None:
     await driver.enqueue([message("a", visibility_timeout=SHORT), message("b", visibility_timeout=SHORT)])
     assert len(await claim(driver, "a", "b")) == 2
