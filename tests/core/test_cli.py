@@ -116,7 +116,7 @@ def test_flags_win_over_what_an_app_configured_and_leave_the_rest_of_it(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "configured_app.py").write_text(
-        "import asynctasq\nasynctasq.init({'driver': 'sqlite', 'default_queue': 'from-app', 'default_max_attempts': 2})\n"
+        "import asynctasq\nasynctasq.init({'driver': 'sqlite', 'default_queue': 'from-app'})\n"
     )
     monkeypatch.chdir(tmp_path)
     done = run("config", "--app", "configured_app", "--default-max-attempts", "9")
