@@ -324,7 +324,7 @@ def describe_arguments(payload: bytes) -> str:
     try:
         args, kwargs = codec.decode_arguments(message.decode(payload).body, blocking=False)
     except (DecodeError, codec.NeedsThread) as exc:
-        return f"<{len(payload)} bytes, not shown: {exc or 'they refer to stored objects'}>"
+        return f"<{len(payload)} bytes, not shown: {str(exc) or 'they refer to stored objects'}>"
     return ", ".join([repr(a) for a in args] + [f"{name}={value!r}" for name, value in kwargs.items()])
 
 

@@ -202,9 +202,9 @@ def _ext(code: int, text: str | None, path: str) -> msgspec.msgpack.Ext:
 
 def _pack_datetime(value: datetime | time) -> str | None:
     if isinstance(value.tzinfo, ZoneInfo):
-        if value.tzinfo.key is None:
-            return None
-        return f"{value.replace(tzinfo=None).isoformat()}|{value.fold}|{value.tzinfo.key}"
+        # ZoneInfo.from_file() makes zones without one, whatever its annotations say.
+        key: str | None = value.tzinfo.key
+        return None if key is None else f"{value.replace(tzinfo=None).isoformat()}|{value.fold}|{key}"
     return f"{value.isoformat()}|{value.fold}|"
 
 

@@ -37,12 +37,13 @@ class Settler:
 
     async def drain(self, timeout: float) -> bool:
         """Wait until all is written, for up to ``timeout`` seconds; whether it is."""
-        if self._flushing is None:
+        flushing = self._flushing
+        if flushing is not None:
+            await asyncio.wait([flushing], timeout=timeout)
+        flushing = self._flushing
+        if flushing is None:
             return True
-        await asyncio.wait([self._flushing], timeout=timeout)
-        if self._flushing is None:
-            return True
-        self._flushing.cancel()
+        flushing.cancel()
         return False
 
     async def _flush(self) -> None:

@@ -420,17 +420,17 @@ async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> Non
         task.cancel()
 
 
-def _positive(name: str, value: int) -> int:
+def _positive(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{name} must be positive, got {value!r}")
     return value
 
 
-def _positive_or_none(name: str, value: int | None) -> int | None:
+def _positive_or_none(name: str, value: object) -> int | None:
     return None if value is None else _positive(name, value)
 
 
-def _seconds(name: str, value: float, *, or_zero: bool = False) -> float:
+def _seconds(name: str, value: object, *, or_zero: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ConfigurationError(f"{name} must be a number of seconds, got {value!r}")
     if value == 0 and not or_zero:

@@ -143,7 +143,7 @@ class PostgresDriver(SqlDriver):
                     rows = await self._execute(connection, name, args)
             except StopIteration as stop:
                 result: T = stop.value
-        return result
+                return result
 
     async def _execute(self, connection: Connection, statement: str, args: Args) -> list[Row]:
         cursor = connection.cursor(binary=True)

@@ -70,8 +70,9 @@ class BaseTask(Generic[R_co]):
 
     def at(self, instant: datetime) -> Self:
         """Start no earlier than this aware instant."""
-        if not isinstance(instant, datetime) or instant.tzinfo is None:
-            raise ConfigurationError(f"at() needs an aware datetime, got {repr(instant)[:60]}")
+        given: object = instant
+        if not isinstance(given, datetime) or given.tzinfo is None:
+            raise ConfigurationError(f"at() needs an aware datetime, got {repr(given)[:60]}")
         self._delay, self._available_at = 0.0, instant
         return self
 

@@ -66,7 +66,8 @@ class ProcessPoolManager:
         config = Config.get()
         size = pool_size if pool_size is not None else config.process_pool_size
         limit = max_tasks_per_child if max_tasks_per_child is not None else config.process_pool_max_tasks_per_child
-        for name, value in (("pool_size", size), ("max_tasks_per_child", limit)):
+        sizes: dict[str, object] = {"pool_size": size, "max_tasks_per_child": limit}
+        for name, value in sizes.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigurationError(f"{name} must be positive, got {value!r}")
         return ProcessPool(size or os.cpu_count() or 1, limit, warm=warm)
