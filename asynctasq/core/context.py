@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
@@ -43,6 +44,33 @@ def record_factory(inner: Callable[..., logging.LogRecord]) -> Callable[..., log
         return record
 
     return make
+
+
+class _MarkedRecords:
+    """While at least one is within this block, log records know their task. Those who leave need not be the last
+    who came: workers of one process end in any order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = 0
+        self._before: Callable[..., logging.LogRecord] = logging.LogRecord
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._within += 1
+            if self._within == 1:
+                self._before = logging.getLogRecordFactory()
+                logging.setLogRecordFactory(record_factory(self._before))
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                logging.setLogRecordFactory(self._before)
+
+
+marked_records = _MarkedRecords()
+"""Entered by whoever runs tasks."""
 
 
 surroundings: list[Callable[[], AbstractContextManager[object]]] = []

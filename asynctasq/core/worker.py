@@ -136,14 +136,11 @@ class Worker:
             self._lease_lost,
             self._loop_blocked,
         )
-        factory = logging.getLogRecordFactory()
-        logging.setLogRecordFactory(context.record_factory(factory))
         try:
-            with self._signals(loop):
+            with context.marked_records, self._signals(loop):
                 if await self._connect():
                     await self._work()
         finally:
-            logging.setLogRecordFactory(factory)
             self._threads.stop()
 
     def stop(self) -> None:

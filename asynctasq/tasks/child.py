@@ -35,6 +35,12 @@ def main() -> None:
     if runner is not None:
         runner.get_loop()
     send(sock, b"ready")
+    with context.marked_records:
+        serve(sock, setup, runner)
+
+
+def serve(sock: socket.socket, setup: Setup, runner: asyncio.Runner | None) -> None:
+    """Run what is asked for until the parent is gone."""
     while True:
         try:
             data = receive(sock)
