@@ -1,8 +1,8 @@
 """What producers and tasks write down about themselves, and the verdict on it.
 
 The producer's journal has ``try label`` before a task is handed over and ``ok label`` after it was accepted; the
-tasks' journal has ``start`` and ``end``, and the test's ``kill``, ``freeze`` and ``thaw``. Each line is one write to
-a file opened for appending, so it is whole or not there, whichever process is killed when. All times are the
+tasks' journal has ``start``, then ``end`` or ``fail``, and the test's ``kill`` and ``freeze``. Each line is one write
+to a file opened for appending, so it is whole or not there, whichever process is killed when. All times are the
 machine's monotonic clock.
 """
 
@@ -61,7 +61,11 @@ class Journal:
         """A run of a task; its end is written only if it got there."""
         digest = digest_of(label, data)
         self.write("start", label, attempt=attempt, digest=digest)
-        yield
+        try:
+            yield
+        except ValueError:
+            self.write("fail", label, attempt=attempt, digest=digest)
+            raise
         self.write("end", label, attempt=attempt, digest=digest)
 
     def lines(self, *what: str) -> list[Line]:
@@ -80,7 +84,7 @@ def digest_of(label: str, data: bytes) -> int:
 
 
 class Run(NamedTuple):
-    """One start of a task with its end, if it got there."""
+    """One start of a task with its end or failure, if it got there."""
 
     start: Line
     end: Line | None
@@ -141,12 +145,14 @@ def judge(
     runs = runs_of(lines)
     gone = {line.pid: line.at for line in lines if line.what == "kill"}
     frozen = {line.pid: line.at for line in lines if line.what == "freeze"}
-    ended = {label for label, some in runs.items() if any(run.end for run in some)}
+    ended = {line.label for line in lines if line.what == "end"}
     unexplained = overlap = over = 0
     recoveries = [0.0]
     for some in runs.values():
         over += not released and (len(some) > max_attempts or _repeats_an_attempt(some))
         for run, again in pairwise(some):
+            if run.end is not None and run.end.what == "fail" and run.end.at <= again.start.at:
+                continue
             died = gone.get(run.start.pid) or frozen.get(run.start.pid)
             if died is None or died < run.start.at:
                 overlap += run.end is None or run.end.at > again.start.at
@@ -164,8 +170,8 @@ def judge(
         overlap=overlap,
         stuck=stuck,
         over_delivery=over,
-        wrong=sum(tried.get(line.label, line.digest) != line.digest for line in lines if line.what in ("start", "end")),
-        duplicates=sum(max(sum(run.end is not None for run in some) - 1, 0) for some in runs.values()),
+        wrong=sum(tried.get(line.label, line.digest) != line.digest for line in lines if line.label in runs),
+        duplicates=sum(line.what == "end" for line in lines) - len(ended),
         in_flight=sum(len(in_flight(runs, pid, at)) for pid, at in gone.items()),
         kills=len(gone),
         max_recovery=max(recoveries),
@@ -174,7 +180,7 @@ def judge(
 
 def runs_of(lines: Collection[Line]) -> dict[str, list[Run]]:
     """The runs of each task, in the order of their starts."""
-    ends = {(line.label, line.attempt, line.pid): line for line in lines if line.what == "end"}
+    ends = {(line.label, line.attempt, line.pid): line for line in lines if line.what in ("end", "fail")}
     runs: dict[str, list[Run]] = defaultdict(list)
     for line in sorted((line for line in lines if line.what == "start"), key=lambda line: line.at):
         runs[line.label].append(Run(line, ends.get((line.label, line.attempt, line.pid))))

@@ -1,17 +1,18 @@
 """The tasks of the workers that are killed, stopped and lied to. ``--app tests.faults.tasks`` brings them along.
 
-The journal is named by the environment. With ``FAULTS_CANARIES`` set, whatever is imported, opened for writing,
-compiled or run as a program while messages are handled is printed.
+The environment names the journal. It may ask for the worker to be killed at one of its steps (``FAULTS_CRASH_AT``) and
+name words (``FAULTS_CANARIES``) that no import, program or compiled code of the worker may have to do with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asynctasq import BaseTask, current_task, task
@@ -80,8 +81,49 @@ async def poison(label: str, seconds: float = 0.0, data: bytes = b"") -> None:
 @task
 async def fail(label: str, seconds: float = 0.0, data: bytes = b"") -> None:
     """Fails on every attempt."""
-    journal().write("start", label, attempt=attempt())
-    raise ValueError("as ever")
+    with journal().run(label, attempt(), data):
+        raise ValueError("as ever")
+
+
+def crash_at(point: int) -> None:
+    """Have this process killed at one of its own steps towards the broker, just before or just after it is taken."""
+    steps = itertools.count(1)
+
+    def step(*_: object) -> None:
+        if next(steps) == point:
+            journal().write("kill", "worker")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def stepping(*args: Any, **kwargs: Any) -> Any:
+            step()
+            result = await call(*args, **kwargs)
+            step()
+            return result
+
+        return stepping
+
+    driver = os.environ["ASYNCTASQ_DRIVER"]
+    if driver == "redis":
+        from redis.asyncio.connection import AbstractConnection
+
+        AbstractConnection.send_packed_command = around(AbstractConnection.send_packed_command)  # type: ignore[assignment, method-assign]
+    elif driver == "postgres":
+        from asynctasq.drivers.postgres import PostgresDriver
+
+        PostgresDriver._execute = around(PostgresDriver._execute)  # type: ignore[assignment, method-assign]
+    else:
+        from asynctasq.drivers.sqlite import Connection
+
+        opened = Connection._new
+
+        def traced(path: str) -> Any:
+            connection = opened(path)
+            # Each statement as it begins, the end of a transaction too. The looks for changes are not steps.
+            connection.set_trace_callback(lambda sql: None if sql.startswith("PRAGMA") else step())
+            return connection
+
+        Connection._new = staticmethod(traced)  # type: ignore[assignment, method-assign]
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -89,5 +131,7 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
         os.write(2, f"CANARY {event} {str(arguments)[:200]}\n".encode())
 
 
+if point := os.environ.get("FAULTS_CRASH_AT"):
+    crash_at(int(point))
 if CANARIES:
     sys.addaudithook(watch)

@@ -155,7 +155,7 @@ class World:
     async def left(self) -> int | None:
         """How many tasks are not final; None when the broker does not say."""
         try:
-            stats = await asynctasq.repository().stats(["default"])
+            stats = await asynctasq.repository().stats()
         except BrokerError:
             return None
         return sum(one.pending + one.scheduled + one.processing for one in stats)
@@ -202,4 +202,26 @@ async def kills(world: World, count: int, total: int) -> Verdict:
         worker.send(signal.SIGTERM)
     for worker in workers:
         assert await worker.ended() == 0
+    return verdict
+
+
+async def sweep(world: World, points: Sequence[int]) -> Verdict:
+    """For each point a queue with one task that succeeds and one that fails, and a worker that is killed there."""
+    world.configure(default_visibility_timeout=0.3, default_retry_delay=0.0, default_max_attempts=3)
+    for point in points:
+        calls = [tasks.nap(f"good{point}", 0.0), tasks.fail(f"bad{point}")]
+        await world.dispatch([call.on_queue(f"q{point}") for call in calls])
+    for some in (points[start : start + 2] for start in range(0, len(points), 2)):
+        crashing = [
+            world.spawn("--drain", "--queues", f"q{point}", environment={"FAULTS_CRASH_AT": str(point)})
+            for point in some
+        ]
+        for worker in crashing:
+            assert await worker.ended() in (0, -signal.SIGKILL)
+    last = world.spawn("--drain", "--queues", ",".join(f"q{point}" for point in points))
+    assert await last.ended(within=30) == 0
+    verdict = await world.verdict(await world.drained(within=1))
+    dead = {(info.queue, info.attempt) for info in await world.dead()}
+    # Attempts are used up by a kill, never more of them than there are.
+    assert dead == {(f"q{point}", 3) for point in points}
     return verdict
