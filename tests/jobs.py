@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -80,6 +81,13 @@ def leave(code: int) -> None:
 @task(process=True)
 def pid_of_child() -> int:
     return os.getpid()
+
+
+@task(process=True)
+def record_of_child() -> tuple[str, str | None, str | None]:
+    """What a log record made here says of its task."""
+    record: Any = logging.getLogRecordFactory()("shop", logging.INFO, __file__, 1, "text", (), None)
+    return record.task_id, record.task_name, record.correlation_id
 
 
 @task(process=True)

@@ -231,7 +231,8 @@ def channel(places: Any) -> Iterator[Any]:
     """Messages of a channel: (options, read) of a subscriber on the tests' Redis."""
     place = places("redis")
     assert isinstance(place, RedisPlace)
-    with place._client.pubsub(ignore_subscribe_messages=True) as subscriber:
+    client: Any = place._client
+    with client.pubsub(ignore_subscribe_messages=True) as subscriber:
         subscriber.subscribe("shop:events", "asynctasq:events")
         # The answer to the subscription comes first.
         while subscriber.get_message(timeout=1) is not None:
@@ -240,7 +241,7 @@ def channel(places: Any) -> Iterator[Any]:
 
 
 def published(subscriber: Any, count: int) -> list[tuple[str, dict[str, Any]]]:
-    found = []
+    found: list[tuple[str, dict[str, Any]]] = []
     deadline = time.monotonic() + 10
     while len(found) < count:
         assert time.monotonic() < deadline, found

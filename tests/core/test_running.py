@@ -15,6 +15,7 @@ import pytest
 import asynctasq
 from asynctasq import Worker, task
 from asynctasq.core.retry import JITTER, retry_delay
+from asynctasq.drivers.base import TaskQuery
 from asynctasq.errors import ConfigurationError
 from tests.app import App, until, until_equal
 
@@ -30,7 +31,7 @@ def gaps(times: list[float]) -> list[float]:
 
 
 @pytest.mark.behaviour(18)
-@pytest.mark.parametrize("attempts", [1, 2, 4])
+@pytest.mark.parametrize("attempts", [1, 3])
 async def test_a_failing_task_runs_exactly_max_attempts_times_and_then_lies_in_the_dead_letters(
     app: App, attempts: int
 ) -> None:
@@ -421,7 +422,7 @@ async def test_a_repository_query_looks_at_no_more_than_task_scan_limit(app: App
 
     await asynctasq.dispatch_many([nothing() for _ in range(12)])
     app.configure(task_scan_limit=5)
-    query = asynctasq.drivers.base.TaskQuery(task="not.there", limit=3)  # type: ignore[attr-defined]
+    query = TaskQuery(task="not.there", limit=3)
     page = await asynctasq.repository().find(query)
     assert (page.items, page.truncated) == ([], True)
     app.configure(task_scan_limit=50)

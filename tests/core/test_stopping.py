@@ -107,7 +107,7 @@ class OwnServer(Place):
         self.name = server.name  # type: ignore[misc]
         self.server = server
         number = next(self.numbers)
-        self.options = {
+        options: dict[str, dict[str, Any]] = {
             "postgres": {
                 "postgres_dsn": server.url,
                 "postgres_queue_table": f"queue_{number}",
@@ -115,7 +115,8 @@ class OwnServer(Place):
                 "postgres_min_pool_size": 1,
             },
             "redis": {"redis_url": f"{server.url}/{number % 16}"},
-        }[server.name]
+        }
+        self.options = options[server.name]
 
     def reset(self) -> None: ...
 

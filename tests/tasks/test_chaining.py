@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import asynctasq
-from asynctasq import AsyncTask, BaseTask, SyncTask, TaskConfig, task
+from asynctasq import AsyncTask, SyncTask, TaskConfig, task
 from asynctasq.core.message import Message, RetryStrategy
+from asynctasq.tasks import BaseTask
 from asynctasq.testing import captured
 from tests.app import App
 

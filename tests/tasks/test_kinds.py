@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from asynctasq import CurrentTask, current_task, task
-from tests.app import App
-from tests.jobs import Doubling, LoopOfChild, crunch, pid_of_child
+from tests.app import App, until
+from tests.jobs import Doubling, LoopOfChild, crunch, pid_of_child, record_of_child
 
 
 @pytest.mark.behaviour(12)
@@ -132,6 +132,38 @@ async def test_log_records_carry_the_running_task(app: App, caplog: pytest.LogCa
         record = records[text]
         assert (record.task_id, record.task_name, record.correlation_id) == (id, name, "corr")
     assert not hasattr(records["from outside"], "task_id")
+
+
+@pytest.mark.behaviour(13)
+async def test_log_records_of_a_process_task_carry_it_too(embedded: App) -> None:
+    embedded.configure(keep_completed_tasks=True, process_pool_size=1)
+    id = await record_of_child().correlation_id("corr").dispatch()
+    await embedded.work(1)
+    assert await embedded.result(id) == (id, record_of_child.task_name, "corr")
+
+
+@pytest.mark.behaviour(13)
+async def test_workers_that_end_in_any_order_leave_log_records_as_they_were(
+    embedded: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("shop")
+    before = logging.getLogRecordFactory()
+
+    @task
+    async def say() -> None:
+        logger.warning("said")
+
+    first, second = embedded.working(queues=["a"]), embedded.working(queues=["b"])
+    await first.__aenter__()
+    async with second:
+        await say().on_queue("a").dispatch()
+        await until(lambda: caplog.text.count("said") == 1)
+        await first.__aexit__(None, None, None)
+        await say().on_queue("b").dispatch()
+        await until(lambda: caplog.text.count("said") == 2)
+    said: list[Any] = [record for record in caplog.records if record.getMessage() == "said"]
+    assert all(record.task_name == say.task_name for record in said)
+    assert logging.getLogRecordFactory() is before
 
 
 @pytest.mark.behaviour(13)
