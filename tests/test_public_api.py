@@ -136,7 +136,7 @@ def test_errors_have_one_root_and_the_builtin_ones_that_people_catch() -> None:
 
     tree = [value for value in vars(errors).values() if isinstance(value, type)]
     assert all(issubclass(one, errors.AsyncTasQError) for one in tree)
-    for one, builtin in (
+    caught: list[tuple[type, type]] = [
         (errors.ConfigurationError, ValueError),
         (errors.UnknownOption, TypeError),
         (errors.BrokerUnavailable, ConnectionError),
@@ -144,7 +144,8 @@ def test_errors_have_one_root_and_the_builtin_ones_that_people_catch() -> None:
         (errors.DecodeError, ValueError),
         (errors.TaskTimeout, TimeoutError),
         (errors.UnknownTask, LookupError),
-    ):
+    ]
+    for one, builtin in caught:
         assert issubclass(one, builtin)
     for one in tree:
         assert one.__name__ in (errors.__doc__ or ""), f"{one.__name__} is missing in the drawing"
