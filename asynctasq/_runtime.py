@@ -33,6 +33,8 @@ class DriverHome:
         self._lent: dict[Driver, tuple[str, asyncio.AbstractEventLoop]] = {}
         self._connected: dict[tuple[str, asyncio.AbstractEventLoop], asyncio.Future[Driver]] = {}
         self._unconnected: dict[str, Driver] = {}
+        self._closing: asyncio.Task[None] | None = None
+        """Kept while it runs, which the loop alone does not see to."""
         self._lock = threading.Lock()
 
     def home(self) -> asyncio.AbstractEventLoop | None:
@@ -71,7 +73,14 @@ class DriverHome:
     async def connected(self, name: str) -> Driver:
         key = (name, asyncio.get_running_loop())
         connecting = self._connected.get(key)
-        if connecting is None or (connecting.done() and (connecting.cancelled() or connecting.exception())):
+        if connecting is not None and connecting.done():
+            if connecting.cancelled() or connecting.exception():
+                connecting = None
+            elif self._has_moved(old := connecting.result()):
+                connecting = None
+                if old not in self._lent:
+                    self._closing = asyncio.create_task(old.close())
+        if connecting is None:
             # One connects for all who ask meanwhile, and nobody's cancellation is the others'.
             connecting = self._connected[key] = asyncio.create_task(self._connect(name))
         return await asyncio.shield(connecting)
@@ -83,9 +92,18 @@ class DriverHome:
 
     def unconnected(self, name: str) -> Driver:
         with self._lock:
-            if name not in self._unconnected:
-                self._unconnected[name] = drivers.create(name, self.config)
-            return self._unconnected[name]
+            driver = self._unconnected.get(name)
+            if driver is not None and self._has_moved(driver):
+                driver.close_sync()
+                driver = None
+            if driver is None:
+                driver = self._unconnected[name] = drivers.create(name, self.config)
+            return driver
+
+    def _has_moved(self, driver: Driver) -> bool:
+        """Whether its broker is elsewhere by now: a framework's test runner swaps databases under us."""
+        here = drivers.locate(driver.name, self.config)
+        return driver.config is not here and driver.config != here
 
     async def close(self) -> None:
         """Close the drivers of the running loop."""

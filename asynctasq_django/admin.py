@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
@@ -18,7 +18,7 @@ import asynctasq
 from asynctasq import _sync
 from asynctasq.cli import describe_arguments
 from asynctasq.core import registry
-from asynctasq.core.message import STATUSES
+from asynctasq.core.message import STATUSES, Status
 from asynctasq.core.outcome import clip
 from asynctasq.drivers.base import Page, TaskInfo, TaskQuery
 from asynctasq.errors import AsyncTasQError
@@ -35,6 +35,10 @@ SHOWN = 10_000
 def read(work: Coroutine[Any, Any, T]) -> T:
     """The result of a repository call. Raises AsyncTasQError, or TimeoutError after READ_LIMIT."""
     return _sync.run(asyncio.wait_for(work, READ_LIMIT))
+
+
+def _say_unreadable(request: HttpRequest, error: Exception) -> None:
+    messages.error(request, _("The broker cannot be read: %s") % (str(error) or type(error).__name__))
 
 
 class StatusFilter(admin.SimpleListFilter):
@@ -81,7 +85,7 @@ class RepositoryChangeList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         page = self._page(request)
-        self.result_list = [self.model_admin.instance(info) for info in page.items]
+        self.result_list = [cast(RepositoryAdmin, self.model_admin).instance(info) for info in page.items]
         self.result_count = len(page.items)
         self.full_result_count = None
         self.show_full_result_count = False
@@ -95,22 +99,24 @@ class RepositoryChangeList(ChangeList):
             messages.info(request, _("Only the newest tasks were searched; the next page goes on from there."))
 
     def _page(self, request: HttpRequest) -> Page:
-        chosen = {spec.parameter_name: spec.value() for spec in self.filter_specs if hasattr(spec, "parameter_name")}
-        statuses = self.model_admin.statuses or ([chosen["status"]] if chosen.get("status") else STATUSES)
-        repository = asynctasq.repository()
+        filters = [spec for spec in self.filter_specs if isinstance(spec, admin.SimpleListFilter)]
+        chosen = {spec.parameter_name: spec.value() for spec in filters}
+        status = chosen.get("status")
+        statuses = cast(RepositoryAdmin, self.model_admin).statuses or ([status] if status else STATUSES)
         try:
+            repository = asynctasq.repository()
             if self.query:
                 found = read(repository.get([self.query.strip()]))
                 return Page(items=[info for info in found if info.status in statuses])
             query = TaskQuery(
-                statuses=frozenset(statuses),
+                statuses=cast("frozenset[Status]", frozenset(statuses)),
                 queue=chosen.get("queue"),
                 cursor=request.GET.get("cursor"),
                 limit=self.list_per_page,
             )
             return read(repository.find(query))
         except (AsyncTasQError, TimeoutError) as exc:
-            messages.error(request, _("The broker cannot be read: %s") % (exc or type(exc).__name__))
+            _say_unreadable(request, exc)
             return Page(items=[])
 
 
@@ -158,7 +164,8 @@ class RepositoryAdmin(ModelAdmin):
         return False
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
-        return self.model._default_manager.none()
+        nothing: models.QuerySet[Any] = self.model._default_manager.none()
+        return nothing
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return RepositoryChangeList
@@ -167,7 +174,7 @@ class RepositoryAdmin(ModelAdmin):
         try:
             found = read(asynctasq.repository().get([object_id]))
         except (AsyncTasQError, TimeoutError) as exc:
-            messages.error(request, _("The broker cannot be read: %s") % (exc or type(exc).__name__))
+            _say_unreadable(request, exc)
             return None
         return next((self.instance(one) for one in found if not self.statuses or one.status in self.statuses), None)
 

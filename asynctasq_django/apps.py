@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from django.apps import AppConfig
+from django.core.signals import setting_changed
 from django.utils.module_loading import autodiscover_modules
 
 from asynctasq import _current, _runtime, drivers
@@ -29,6 +30,7 @@ class AsyncTasQConfig(AppConfig):
         _runtime.use_dispatcher(DjangoDispatcher)
         if "asynctasq_django.apps:setup" not in process.initializers:
             process.initializers.append("asynctasq_django.apps:setup")
+        setting_changed.connect(_changed, dispatch_uid="asynctasq_django")
         configure()
         autodiscover_modules("tasks")
 
@@ -44,6 +46,12 @@ def configure() -> None:
         conf.problem = exc
         _runtime.shutdown()
         _current.set_runtime(_Misconfigured(exc))
+
+
+def _changed(*, setting: str, **kwargs: Any) -> None:
+    """A test overrides the settings."""
+    if setting == "ASYNCTASQ":
+        configure()
 
 
 def setup() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from django.apps import apps
-from django.db import models
+from django.core.exceptions import ValidationError
+from django.db import DataError, models
 from django.utils.connection import ConnectionDoesNotExist
 
 from asynctasq.core.codec import register_type
@@ -35,11 +36,14 @@ def _fetch(reference: Any) -> models.Model:
         case [str() as app, str() as name, pk, str() as alias]:
             try:
                 model = apps.get_model(app, name)
-                return model._base_manager.using(alias).get(pk=pk)
+                found: models.Model = model._base_manager.using(alias).get(pk=pk)
+                return found
             except models.ObjectDoesNotExist:
                 raise ModelGone(f"{app}.{name} with primary key {str(pk)[:100]!r} is gone") from None
             except (LookupError, ConnectionDoesNotExist) as exc:
                 raise DecodeError(f"a reference to a model that is not there: {exc}") from None
+            except (ValidationError, DataError) as exc:
+                raise DecodeError(f"{app}.{name} has no such primary keys: {str(exc)[:200]}") from None
     raise DecodeError("a malformed reference to a model")
 
 

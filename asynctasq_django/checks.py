@@ -42,7 +42,7 @@ def timeouts_fit(**kwargs: Any) -> list[checks.CheckMessage]:
     if conf.problem is not None:
         return []
     config = Config.get()
-    found = []
+    found: list[checks.CheckMessage] = []
     for name, options in [("the defaults", {}), *((f"task {n}", _options(n)) for n in registry.names())]:
         timeout = options.get("timeout", config.default_timeout)
         visibility = options.get("visibility_timeout", config.default_visibility_timeout)

@@ -41,9 +41,12 @@ class Settings:
         made = []
         for path in self.event_emitters:
             try:
-                made.append(import_string(path)())
-            except (ImportError, TypeError) as exc:
+                emitter = import_string(path)()
+            except Exception as exc:  # its module and its constructor are the project's
                 raise ConfigurationError(f"event_emitters: {path!r} cannot be made: {exc}") from exc
+            if not isinstance(emitter, EventEmitter):
+                raise ConfigurationError(f"event_emitters: {path!r} is no EventEmitter")
+            made.append(emitter)
         return made
 
 
@@ -75,7 +78,9 @@ def read() -> Settings:
 
 
 def _alias(name: str, value: Any) -> str | None:
-    if value is not None and value not in settings.DATABASES:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in settings.DATABASES:
         raise ConfigurationError(f"{name} must be an alias of DATABASES{did_you_mean(str(value), settings.DATABASES)}")
     return value
 
@@ -87,7 +92,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _paths(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(path, str) for path in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(path, str) for path in value):
         raise ConfigurationError(f"{name} must be a list of dotted paths")
     return tuple(value)
 
@@ -98,6 +103,14 @@ current = Settings(core={})
 """What ``AppConfig.ready()`` read."""
 problem: ConfigurationError | None = None
 """Why that failed, if it did: reported by the checks, and by whatever needs the configuration."""
+_located: dict[tuple[str, str], Config] = {}
+"""What was filled in, by driver and place: as long as nothing moves it is the same object."""
+
+
+def use_flags(given: Mapping[str, Any]) -> None:
+    """Let options of a command line count as settings."""
+    global current
+    current = dataclasses.replace(current, core={**current.core, **given})
 
 
 def alias_of(driver: str, config: Config) -> str | None:
@@ -128,6 +141,10 @@ def table_names() -> Tables:
     return Tables(getattr(config, f"{driver}_queue_table"), getattr(config, f"{driver}_dead_letter_table"))
 
 
+_NOT_THE_CLIENTS = {"pool", "isolation_level", "assume_role"}
+"""Entries of OPTIONS that Django keeps for itself."""
+
+
 def located(driver: str, config: Config) -> Config:
     """``config`` with the place of the alias filled in, as its connection has it now: a test runner swaps it."""
     alias = alias_of(driver, config)
@@ -135,7 +152,11 @@ def located(driver: str, config: Config) -> Config:
         return config
     database = connections[alias].settings_dict
     place = str(database["NAME"]) if driver == "sqlite" else dsn(driver, database)
-    return dataclasses.replace(config, **{_PLACE[driver]: place})
+    known = _located.get((driver, place))
+    if known is None or known.given is not config.given:
+        values: dict[str, Any] = {_PLACE[driver]: place}
+        known = _located[driver, place] = dataclasses.replace(config, **values)
+    return known
 
 
 def dsn(driver: str, database: Mapping[str, Any]) -> str:
@@ -146,7 +167,7 @@ def dsn(driver: str, database: Mapping[str, Any]) -> str:
 
     query = {}
     for name, value in (database.get("OPTIONS") or {}).items():
-        if isinstance(value, str | int) and not isinstance(value, bool) and name not in ("pool", "isolation_level"):
+        if isinstance(value, str | int) and not isinstance(value, bool) and name not in _NOT_THE_CLIENTS:
             query[name] = str(value)
     host = str(database.get("HOST") or "")
     if host.startswith("/"):

@@ -9,17 +9,22 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from asynctasq.core import context
+from asynctasq.drivers.sqlite import add_functions
 
 
 def install() -> None:
-    """Take care of connections around every attempt from now on."""
+    """Take care of connections around every attempt, and of new connections, from now on."""
     if care not in context.surroundings:
         context.surroundings.append(care)
         context.async_surroundings.append(async_care)
-        connection_created.connect(_note_thread, dispatch_uid="asynctasq_django.db")
+    connection_created.connect(_connected, dispatch_uid="asynctasq_django.db")
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is not None:
+            _connected(connection)
 
 
 @contextmanager
@@ -59,7 +64,10 @@ _used_by_async: set[str] = set()
 """Names of the threads that are neither ours nor the main one and have opened a connection."""
 
 
-def _note_thread(**kwargs: Any) -> None:
+def _connected(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    if connection.vendor == "sqlite":
+        # Here and not at each dispatch: SQLite refuses it while a query of the connection is being read.
+        add_functions(connection.connection)
     thread = threading.current_thread()
     if thread is not threading.main_thread() and not thread.name.startswith("asynctasq-"):
         _used_by_async.add(thread.name)

@@ -12,7 +12,6 @@ from django.db import DatabaseError, connections, transaction
 from asynctasq.core.dispatcher import Dispatcher
 from asynctasq.core.message import Message
 from asynctasq.drivers.sql import SqlDriver, enqueue_rows
-from asynctasq.drivers.sqlite import add_functions
 from asynctasq.errors import ConfigurationError
 from asynctasq_django import conf
 
@@ -45,8 +44,6 @@ class DjangoDispatcher(Dispatcher):
         """One statement on Django's own connection: it commits or rolls back with whatever else is in there."""
         connection = connections[alias]
         with connection.cursor() as cursor:
-            if connection.vendor == "sqlite":
-                add_functions(connection.connection)
             try:
                 cursor.execute(driver.sql["enqueue"], enqueue_rows(messages))
             except DatabaseError as exc:
@@ -67,7 +64,15 @@ def _loop_is_running() -> bool:
 
 def _open_transaction() -> str | None:
     """The alias whose commit a dispatch is to wait for; None outside transactions."""
-    inside = [connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block]
+    around = {c.alias: c.atomic_blocks for c in connections.all(initialized_only=True) if c.in_atomic_block}
+    # A TestCase opens one on each of its databases: they only count where the code under test has opened none.
+    inside = [
+        alias
+        for alias, blocks in around.items()
+        if not all(getattr(block, "_from_testcase", False) for block in blocks)
+    ]
+    if not inside and around:
+        return conf.current.database if conf.current.database in around else next(iter(around))
     if len(inside) <= 1:
         return inside[0] if inside else None
     if conf.current.database in inside:

@@ -6,14 +6,19 @@ between tests and list them in the admin; they are never queried, because the ta
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
 from asynctasq_django import conf
 
+if TYPE_CHECKING:
+    Manager = models.Manager[Any]
+else:
+    Manager = models.Manager  # not generic at run time
 
-class NoRows(models.Manager):
+
+class NoRows(Manager):
     """Has nothing: ``dumpdata`` and its like pass over tasks, wherever they are."""
 
     use_in_migrations = False

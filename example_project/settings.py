@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 BASE_DIR = Path(__file__).resolve().parent
@@ -19,7 +20,7 @@ DRIVER = os.environ.get("ASYNCTASQ_DRIVER", "sqlite")
 if DRIVER == "postgres":
     server = urlsplit(os.environ.get("ASYNCTASQ_POSTGRES_DSN", "postgresql://test:test@127.0.0.1:5432/test_db"))
     FIRST_DATABASE = server.path.lstrip("/")  # to log in to, while the example's own is not there yet
-    DATABASES = {
+    DATABASES: dict[str, dict[str, Any]] = {
         "default": {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": NAME,

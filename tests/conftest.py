@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import asynctasq
-from asynctasq import _current, _runtime
+from asynctasq import _current, _runtime, drivers
 from asynctasq.config import Config
 from asynctasq.core import context, registry
 from asynctasq.core.dispatcher import Dispatcher
@@ -50,6 +50,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(_runtime, "_runtime", None)
     monkeypatch.setattr(_runtime, "_dispatcher_class", Dispatcher)
     monkeypatch.setattr(_current, "_runtime", None)
+    monkeypatch.setattr(drivers, "locate", drivers._as_configured)
     monkeypatch.setattr(Config, "_current", None)
     monkeypatch.setattr(context, "surroundings", [])
     monkeypatch.setattr(context, "async_surroundings", [])

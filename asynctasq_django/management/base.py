@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from django.core.management.base import BaseCommand, CommandError
 
 from asynctasq import cli
-from asynctasq.errors import AsyncTasQError
+from asynctasq.errors import AsyncTasQError, ConfigurationError
 from asynctasq_django import conf
 
 
 class CoreCommand(BaseCommand):
     """A command of the core: its flags, its function."""
 
+    # What is wrong with ours is said in one line below; the worker alone runs the project's checks.
+    requires_system_checks = []
     add_core_arguments: Callable[[ArgumentParser], None] | None = None
     run: Callable[[Namespace], int]
 
@@ -31,16 +34,23 @@ class CoreCommand(BaseCommand):
         try:
             if conf.problem is not None:
                 raise conf.problem
-            cli.reconfigure({name: value for name, value in options.items() if name in cli.options()})
-            code = self.execute_core(Namespace(**options))
+            namespace = Namespace(**options)
+            given = cli.given_options(namespace)
+            cli.reconfigure(given)
+            conf.use_flags(given)
+            code = self.execute_core(namespace)
         except AsyncTasQError as exc:
-            raise CommandError(str(exc)) from exc
+            raise CommandError(
+                str(exc), returncode=cli.USAGE if isinstance(exc, ConfigurationError) else cli.FAILED
+            ) from exc
         if code:
             sys.exit(code)
 
     def execute_core(self, namespace: Namespace) -> int:
-        """Run the core's function."""
-        return type(self).run(namespace)
+        """Run the core's function. It prints, and whoever called the command may have asked for that elsewhere."""
+        out, err = cast(Any, self.stdout)._out, cast(Any, self.stderr)._out
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return type(self).run(namespace)
 
 
 def log(verbosity: int) -> None:

@@ -1,10 +1,14 @@
+from __future__ import annotations
+
+from typing import Any
+
 from django.db import migrations, models
 
 from asynctasq_django import conf
 from asynctasq_django.operations import CreateQueueTables
 
 
-def columns(*more):
+def columns(*more: tuple[str, models.Field[Any, Any]]) -> list[tuple[str, models.Field[Any, Any]]]:
     return [
         ("id", models.CharField(max_length=64, primary_key=True, serialize=False)),
         ("queue_name", models.CharField(max_length=128, verbose_name="queue")),

@@ -56,7 +56,7 @@ DATABASES["default"].update(json.loads(os.environ.get("ASYNCTASQ_TEST_OPTIONS", 
 if DATABASES["default"]["ENGINE"] == DATABASES["postgres"]["ENGINE"]:
     DATABASES["postgres"]["TEST"] = {"NAME": f"test_{UNIQUE}_2"}
 
-ASYNCTASQ = json.loads(os.environ.get("ASYNCTASQ_TEST_SETTINGS", '{"database": "default"}'))
+ASYNCTASQ = json.loads(os.environ.get("ASYNCTASQ_TEST_SETTINGS", '{"driver": "redis", "redis_db": 5}'))
 
 INSTALLED_APPS = [
     "django.contrib.admin",

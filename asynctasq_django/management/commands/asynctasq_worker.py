@@ -24,6 +24,7 @@ class Command(CoreCommand):
         )
 
     def execute_core(self, namespace: Namespace) -> int:
+        self.check(display_num_errors=True)
         ends = namespace.drain or namespace.max_tasks is not None or namespace.processes > 1
         wanted = settings.DEBUG if namespace.reload is None else namespace.reload
         if wanted and not ends:
