@@ -1,0 +1,171 @@
+"""What the tests of the Django app share: a broker behind a Django project, workers, and manage.py in a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connections
+
+import asynctasq
+from asynctasq import _sync
+from asynctasq.config import Config
+from asynctasq.core.worker import Worker
+from asynctasq.drivers.base import TaskInfo, TaskQuery
+from asynctasq.testing import drain
+from asynctasq_django import apps
+from tests.django.app.models import Note
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+REDIS_DATABASE = 5
+QUICK = {"default_retry_strategy": "fixed", "default_retry_delay": 0}
+
+
+@pytest.fixture(autouse=True)
+def _as_the_settings_say() -> Iterator[None]:
+    """Whatever other tests left behind."""
+    apps.configure()
+    yield
+    asynctasq.shutdown()
+
+
+class Broker:
+    """Where a test's tasks go, and the alias whose transactions they mind."""
+
+    def __init__(self, name: str, alias: str, settings: dict[str, Any]) -> None:
+        self.name = name
+        self.alias = alias
+        self.settings = settings
+        self.queue = settings["default_queue"]
+
+    @property
+    def transactional(self) -> bool:
+        return self.name != "redis"
+
+    def tasks(self) -> list[TaskInfo]:
+        """What is in it, the oldest first."""
+        found = _sync.run(asynctasq.repository().find(TaskQuery(queue=self.queue, limit=500))).items
+        return found[::-1]
+
+    def dead(self) -> list[TaskInfo]:
+        return [info for info in self.tasks() if info.status == "dead"]
+
+    def drain(self) -> Worker:
+        """Run what is waiting, in this process."""
+        return asyncio.run(drain([self.queue]))
+
+    def clear(self) -> None:
+        repository = asynctasq.repository()
+        _sync.run(repository.purge(self.queue))
+        _sync.run(repository.delete([info.id for info in self.tasks()]))
+
+
+def driver_of(alias: str) -> str:
+    return {"sqlite": "sqlite", "postgresql": "postgres", "mysql": "mysql"}[connections[alias].vendor]
+
+
+@pytest.fixture
+def use(settings: Any) -> Iterator[Callable[..., Broker]]:
+    """Sets ASYNCTASQ for a broker: ``use("sqlite")``, ``use("postgres", keep_completed_tasks=True)``."""
+    redis: list[Broker] = []
+
+    def configure(name: str, **more: Any) -> Broker:
+        given: dict[str, Any] = {"default_queue": f"django-{uuid.uuid4().hex[:12]}", **QUICK}
+        alias = "postgres" if name == "postgres" else "default"
+        if name == "redis":
+            given |= {"driver": "redis", "redis_db": REDIS_DATABASE}
+        else:
+            given |= {"database": alias}
+        settings.ASYNCTASQ = {**given, **more}
+        broker = Broker(name, alias, settings.ASYNCTASQ)
+        if name == "redis":
+            redis.append(broker)
+        return broker
+
+    yield configure
+    for broker in redis:
+        settings.ASYNCTASQ = {"driver": "redis", "redis_db": REDIS_DATABASE, "default_queue": broker.queue}
+        broker.clear()
+
+
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def broker(request: pytest.FixtureRequest, transactional_db: None, use: Callable[..., Broker]) -> Broker:
+    """An empty broker of each kind in turn."""
+    if request.param == "postgres" and "postgres" not in _databases(request):
+        pytest.fail("mark the test with django_db(transaction=True, databases='__all__')")
+    return use(request.param)
+
+
+def _databases(request: pytest.FixtureRequest) -> Any:
+    marker = request.node.get_closest_marker("django_db")
+    found = (marker.kwargs.get("databases") if marker else None) or ()
+    return list(connections) if found == "__all__" else found
+
+
+class Manage:
+    """``manage.py`` in a process of its own."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    @classmethod
+    def on(cls, alias: str, settings: dict[str, Any], **options: Any) -> Manage:
+        """With this database of the tests as its ``default``, and these settings."""
+        settings = {"database" if key == "database" else key: value for key, value in settings.items()}
+        if settings.get("database"):
+            settings["database"] = "default"
+        return cls.at(driver_of(alias), str(connections[alias].settings_dict["NAME"]), settings, **options)
+
+    @classmethod
+    def at(cls, kind: str, name: str, settings: dict[str, Any], **options: Any) -> Manage:
+        return cls(
+            {
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "tests.django.settings",
+                "ASYNCTASQ_TEST_DATABASE": kind,
+                "ASYNCTASQ_TEST_NAME": name,
+                "ASYNCTASQ_TEST_OPTIONS": json.dumps(options),
+                "ASYNCTASQ_TEST_SETTINGS": json.dumps(settings),
+                "PYTHONWARNINGS": "error",
+            }
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "django", *arguments],
+            env=self.environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def fails(self, *arguments: str) -> tuple[int, str]:
+        """The exit code, which is not 0, and what it said of why."""
+        process = self.start(*arguments)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode, errors
+        return process.returncode, errors
+
+    def __call__(self, *arguments: str) -> str:
+        process = self.start(*arguments)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        return output
+
+
+def notes(alias: str = "default") -> list[str]:
+    """What tasks wrote, in the order of writing."""
+    return list(Note.objects.using(alias).order_by("pk").values_list("text", flat=True))
+
+
+def redis_url() -> str:
+    return Config.make({"redis_db": REDIS_DATABASE}).redis_location()
