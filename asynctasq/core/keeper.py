@@ -75,12 +75,12 @@ class Keeper:
         self._thread.start()
         ready.wait()
 
-    def stop(self) -> None:
-        """End the thread and its connection. Blocks for a moment."""
+    def stop(self, timeout: float) -> None:
+        """End the thread and its connection. Blocks until they have, for up to ``timeout`` seconds."""
         self._stopped = True
         if self._thread is not None and self._loop is not None and self._wake is not None:
             self._loop.call_soon_threadsafe(self._wake.set)
-            self._thread.join(3)
+            self._thread.join(timeout)
 
     async def _main(self, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()

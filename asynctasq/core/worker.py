@@ -43,7 +43,7 @@ MAX_AHEAD = 500
 DRAIN_WAIT = 0.2
 SUSPECT_WAIT = 0.02
 """Seconds that a claim waits at least while a suspect runs."""
-CLAIM_LIMIT, CALL_OFF_LIMIT, FLUSH_LIMIT = 1.0, 0.5, 3.0
+CLAIM_LIMIT, CALL_OFF_LIMIT, FLUSH_LIMIT, CLOSE_LIMIT = 1.0, 0.5, 2.0, 0.5
 """Seconds at a stop for the last claim to return, for what is called off to end, for the last outcomes to be taken:
 less than 5 in all, whatever the broker does."""
 BACKOFF_FIRST, BACKOFF_LAST = 0.1, 5.0
@@ -169,8 +169,17 @@ class Worker:
         """Connect, however long it takes. False: the worker was stopped meanwhile."""
         pause = BACKOFF_FIRST
         while not self._stopping.is_set():
+            connecting = asyncio.create_task(self._driver.connect(), name="asynctasq-connect")
+            stopped = asyncio.create_task(self._stopping.wait(), name="asynctasq-stop")
+            await asyncio.wait([connecting, stopped], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not connecting.done():
+                # A broker that is silent does not hold up the stop.
+                connecting.cancel()
+                await asyncio.wait([connecting], timeout=CLOSE_LIMIT)
+                return False
             try:
-                await self._driver.connect()
+                connecting.result()
             except BrokerError as exc:
                 logger.warning("waiting for the broker: %s", exc)
                 pause = await self._back_off(pause)
@@ -208,7 +217,7 @@ class Worker:
             for task in (claiming, stopped, *background):
                 task.cancel()
             ended = await asyncio.gather(claiming, stopped, *background, return_exceptions=True)
-            self._keeper.stop()
+            self._keeper.stop(CLOSE_LIMIT)
             self._tell(EventType.WORKER_OFFLINE)
             await self._runtime.move_out(self._driver)
             with contextlib.suppress(BrokerError):
@@ -370,12 +379,15 @@ class Worker:
             await _first_of(self._nothing_runs, self._stopping)
         self._stopping.set()
         self._room.set()
-        await self._driver.interrupt()
+        give_up = time.monotonic() + self.shutdown_timeout
         # What a claim under way brings is given back by _take.
-        await asyncio.wait([claiming], timeout=CLAIM_LIMIT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLAIM_LIMIT):
+                await self._driver.interrupt()
+                await asyncio.wait([claiming])
         self._give_back(self._buffer)
         self._buffer.clear()
-        await _first_of(self._nothing_runs, self._hurry, timeout=self.shutdown_timeout)
+        await _first_of(self._nothing_runs, self._hurry, timeout=max(give_up - time.monotonic(), 0))
         for attempt in list(self._running.values()):
             attempt.call_off()
         await _first_of(self._nothing_runs, timeout=CALL_OFF_LIMIT)

@@ -177,12 +177,7 @@ class PostgresDriver(SqlDriver):
             raise DriverClosed("the postgres driver is not connected")
         loop = asyncio.get_running_loop()
         async with pool.connection(max(min(CONNECT_TIMEOUT, give_up - loop.time()), 0.01)) as connection:
-            # Not asyncio.timeout: psycopg answers a cancellation by asking the server, and waits for its answer.
-            timer = loop.call_at(give_up, _hang_up, connection)
-            try:
-                return await work(connection)
-            finally:
-                timer.cancel()
+            return await _by(give_up, connection, work(connection))
 
     async def _drop_pool(self) -> None:
         old = self._pool
@@ -218,8 +213,27 @@ class PostgresDriver(SqlDriver):
 
 
 async def _configure(connection: Connection) -> None:
-    for setting in SETTINGS:
-        await connection.execute(f"SET {setting}".encode())
+    async def configure() -> None:
+        for setting in SETTINGS:
+            await connection.execute(f"SET {setting}".encode())
+
+    await _by(asyncio.get_running_loop().time() + CONNECT_TIMEOUT, connection, configure())
+
+
+async def _by(deadline: float, connection: Connection, work: Awaitable[T]) -> T:
+    """Await ``work`` on a connection until then, on the loop's clock. Neither the deadline nor a cancellation reaches
+    psycopg: it would ask the server to cancel, and wait for its answer. The connection is ended instead.
+    """
+    working = asyncio.ensure_future(work)
+    timer = asyncio.get_running_loop().call_at(deadline, _hang_up, connection)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        _hang_up(connection)
+        await asyncio.gather(working, return_exceptions=True)
+        raise
+    finally:
+        timer.cancel()
 
 
 def _hang_up(connection: Connection) -> None:
