@@ -205,7 +205,7 @@ class PostgresDriver(SqlDriver):
                 async with await psycopg.AsyncConnection.connect(
                     self.config.postgres_dsn, **self._options()
                 ) as connection:
-                    await connection.execute(f"LISTEN {CHANNEL}".encode())
+                    await _by(_soon(), connection, connection.execute(f"LISTEN {CHANNEL}".encode()))
                     self._woken.set()
                     async for _ in connection.notifies():
                         self._woken.set()
@@ -217,7 +217,12 @@ async def _configure(connection: Connection) -> None:
         for setting in SETTINGS:
             await connection.execute(f"SET {setting}".encode())
 
-    await _by(asyncio.get_running_loop().time() + CONNECT_TIMEOUT, connection, configure())
+    await _by(_soon(), connection, configure())
+
+
+def _soon() -> float:
+    """By when a new connection is to be ready, on the loop's clock."""
+    return asyncio.get_running_loop().time() + CONNECT_TIMEOUT
 
 
 async def _by(deadline: float, connection: Connection, work: Awaitable[T]) -> T:

@@ -72,6 +72,11 @@ def accept(*args: Any, **kwargs: Any) -> None:
     """Does nothing with anything."""
 
 
+@task(driver="redis", queue="django-redis")
+def accept_on_redis() -> None:
+    """On its own broker."""
+
+
 @task(max_attempts=3, retry_delay=0)
 def note_backend() -> None:
     """Which server process answers, and at which attempt."""
