@@ -64,6 +64,8 @@ class PostgresDriver(SqlDriver):
         super().__init__(config)
         self._text = {name: text.encode() for name, text in self.sql.items()}
         self._pool: AsyncConnectionPool[Connection] | None = None
+        self._busy: set[Connection] = set()
+        """The connections on which something is under way."""
         self._woken = asyncio.Event()
         self._listener: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -86,6 +88,9 @@ class PostgresDriver(SqlDriver):
         if listener is not None:
             listener.cancel()
             await asyncio.wait([listener])
+        for connection in self._busy:
+            # A pool that fills itself would otherwise wait for a server that is silent.
+            _hang_up(connection)
         if pool is not None:
             await pool.close(timeout=1)
         if self._closing is not None:
@@ -118,7 +123,7 @@ class PostgresDriver(SqlDriver):
             self.config.postgres_dsn,
             kwargs=self._options() | {"prepare_threshold": 0},
             connection_class=Connection,
-            configure=_configure,
+            configure=lambda connection: self._get_ready(connection, _configure(connection)),
             min_size=1,
             max_size=self.config.postgres_max_pool_size,
             timeout=CONNECT_TIMEOUT,
@@ -177,7 +182,28 @@ class PostgresDriver(SqlDriver):
             raise DriverClosed("the postgres driver is not connected")
         loop = asyncio.get_running_loop()
         async with pool.connection(max(min(CONNECT_TIMEOUT, give_up - loop.time()), 0.01)) as connection:
-            return await _by(give_up, connection, work(connection))
+            return await self._by(give_up, connection, work(connection))
+
+    async def _get_ready(self, connection: Connection, work: Awaitable[T]) -> T:
+        """Prepare a new connection."""
+        return await self._by(asyncio.get_running_loop().time() + CONNECT_TIMEOUT, connection, work)
+
+    async def _by(self, deadline: float, connection: Connection, work: Awaitable[T]) -> T:
+        """Await ``work`` on a connection until then, on the loop's clock. Neither the deadline nor a cancellation
+        reaches psycopg: it would ask the server to cancel, and wait for its answer. The connection is ended instead.
+        """
+        working = asyncio.ensure_future(work)
+        timer = asyncio.get_running_loop().call_at(deadline, _hang_up, connection)
+        self._busy.add(connection)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            _hang_up(connection)
+            await asyncio.gather(working, return_exceptions=True)
+            raise
+        finally:
+            timer.cancel()
+            self._busy.discard(connection)
 
     async def _drop_pool(self) -> None:
         old = self._pool
@@ -205,7 +231,7 @@ class PostgresDriver(SqlDriver):
                 async with await psycopg.AsyncConnection.connect(
                     self.config.postgres_dsn, **self._options()
                 ) as connection:
-                    await _by(_soon(), connection, connection.execute(f"LISTEN {CHANNEL}".encode()))
+                    await self._get_ready(connection, connection.execute(f"LISTEN {CHANNEL}".encode()))
                     self._woken.set()
                     async for _ in connection.notifies():
                         self._woken.set()
@@ -213,32 +239,8 @@ class PostgresDriver(SqlDriver):
 
 
 async def _configure(connection: Connection) -> None:
-    async def configure() -> None:
-        for setting in SETTINGS:
-            await connection.execute(f"SET {setting}".encode())
-
-    await _by(_soon(), connection, configure())
-
-
-def _soon() -> float:
-    """By when a new connection is to be ready, on the loop's clock."""
-    return asyncio.get_running_loop().time() + CONNECT_TIMEOUT
-
-
-async def _by(deadline: float, connection: Connection, work: Awaitable[T]) -> T:
-    """Await ``work`` on a connection until then, on the loop's clock. Neither the deadline nor a cancellation reaches
-    psycopg: it would ask the server to cancel, and wait for its answer. The connection is ended instead.
-    """
-    working = asyncio.ensure_future(work)
-    timer = asyncio.get_running_loop().call_at(deadline, _hang_up, connection)
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        _hang_up(connection)
-        await asyncio.gather(working, return_exceptions=True)
-        raise
-    finally:
-        timer.cancel()
+    for setting in SETTINGS:
+        await connection.execute(f"SET {setting}".encode())
 
 
 def _hang_up(connection: Connection) -> None:

@@ -268,10 +268,12 @@ class RedisDriver(RedisInspector, Driver):
         return promoted, min(waits, default=None)
 
     async def _recover(self, view: View, limit: int) -> tuple[int, int]:
-        held = await self._link.run(*[("XPENDING", key, "workers", "-", "+", 1) for key in view.places])
+        # The bells too: one that has lost its group tells of a priority that this view does not have.
+        keys = [*view.places, *view.bells]
+        held = await self._link.run(*[("XPENDING", key, "workers", "-", "+", 1) for key in keys])
         recovered = buried = 0
         soonest = EXPIRED_INTERVAL
-        for (key, place), some in zip(view.places.items(), held, strict=True):
+        for (key, place), some in zip(view.places.items(), held[: len(view.places)], strict=True):
             if some and recovered + buried < limit:
                 moves, expiry = await self._expired(key, *place, limit - recovered - buried)
                 lost = await self._settle(moving(moves))

@@ -72,7 +72,7 @@ def accept(*args: Any, **kwargs: Any) -> None:
     """Does nothing with anything."""
 
 
-@task(driver="redis", queue="django-redis")
+@task(driver="redis")
 def accept_on_redis() -> None:
     """On its own broker."""
 
