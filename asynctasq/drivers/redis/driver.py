@@ -58,6 +58,7 @@ class RedisDriver(RedisInspector, Driver):
         self._named: set[str] = set()
         self._views: dict[tuple[str, ...], View] = {}
         self._idle = self._interrupted = False
+        self._looks = 0
         self._suspects_at = self._expired_at = 0.0
         self._consumers_at = time.monotonic() + CONSUMER_INTERVAL
         self._cursors: dict[str, str] = {}
@@ -269,7 +270,9 @@ class RedisDriver(RedisInspector, Driver):
 
     async def _recover(self, view: View, limit: int) -> tuple[int, int]:
         # The bells too: one that has lost its group tells of a priority that this view does not have.
-        keys = [*view.places, *view.bells]
+        # At every other look, for an idle worker is to stay under two commands a second.
+        self._looks += 1
+        keys = [*view.places, *(view.bells if self._looks % 2 == 0 else ())]
         held = await self._link.run(*[("XPENDING", key, "workers", "-", "+", 1) for key in keys])
         recovered = buried = 0
         soonest = EXPIRED_INTERVAL
