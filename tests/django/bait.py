@@ -1,0 +1,1 @@
+raise AssertionError("whoever imports this follows what a message says")
