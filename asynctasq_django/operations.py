@@ -35,7 +35,7 @@ class CreateQueueTables(Operation):
         if self._driver(app_label, schema_editor) is not None:
             for name in conf.table_names():
                 quoted = ".".join(schema_editor.quote_name(part) for part in name.split("."))
-                schema_editor.execute(f"DROP TABLE {quoted}", None)
+                schema_editor.execute(f"DROP TABLE IF EXISTS {quoted}", None)
 
     def _driver(self, app_label: str, schema_editor: BaseDatabaseSchemaEditor) -> str | None:
         connection = schema_editor.connection

@@ -5,6 +5,7 @@ ASYNCTASQ_TEST_DATABASE   sqlite, postgres or mysql: what ``default`` is
 ASYNCTASQ_TEST_NAME       its name, for a sqlite database its file
 ASYNCTASQ_TEST_OPTIONS    what else its entry in DATABASES holds, as JSON
 ASYNCTASQ_TEST_SETTINGS   the setting ASYNCTASQ, as JSON
+ASYNCTASQ_TEST_ROUTER     the dotted path of a router
 """
 
 import json
@@ -55,6 +56,7 @@ DATABASES = {
 DATABASES["default"].update(json.loads(os.environ.get("ASYNCTASQ_TEST_OPTIONS", "{}")))
 if DATABASES["default"]["ENGINE"] == DATABASES["postgres"]["ENGINE"]:
     DATABASES["postgres"]["TEST"] = {"NAME": f"test_{UNIQUE}_2"}
+DATABASE_ROUTERS = [os.environ["ASYNCTASQ_TEST_ROUTER"]] if "ASYNCTASQ_TEST_ROUTER" in os.environ else []
 
 ASYNCTASQ = json.loads(os.environ.get("ASYNCTASQ_TEST_SETTINGS", '{"driver": "redis", "redis_db": 5}'))
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from asynctasq.config import Config
 
 
-SUSPECT_INTERVAL, EXPIRED_INTERVAL, DUE_INTERVAL, CONSUMER_INTERVAL = 0.5, 4.0, 10.0, 600.0
+SUSPECT_INTERVAL, EXPIRED_INTERVAL, DUE_INTERVAL, CONSUMER_INTERVAL = 0.5, 4.8, 10.0, 600.0
 """Least seconds between two looks for suspects, expired leases, the true time of what is scheduled, and consumers that
 are to be forgotten."""
 FORGET_AFTER = 3_600_000
