@@ -27,6 +27,8 @@ Connection = psycopg.AsyncConnection[Row]
 CHANNEL = "asynctasq"
 CONNECT_TIMEOUT = 3
 """Seconds; a producer is told within this time that the server is not there."""
+CANCEL_LIMIT = 0.3
+"""Seconds that a cancelled call is given to come to its end."""
 REPEATS = 5
 
 SETTINGS = (
@@ -190,7 +192,8 @@ class PostgresDriver(SqlDriver):
 
     async def _by(self, deadline: float, connection: Connection, work: Awaitable[T]) -> T:
         """Await ``work`` on a connection until then, on the loop's clock. Neither the deadline nor a cancellation
-        reaches psycopg: it would ask the server to cancel, and wait for its answer. The connection is ended instead.
+        reaches psycopg: it would ask the server to cancel, and wait for its answer. What is cancelled may come to its
+        end, which is but a moment away unless the server is silent; then its connection is ended.
         """
         working = asyncio.ensure_future(work)
         timer = asyncio.get_running_loop().call_at(deadline, _hang_up, connection)
@@ -198,7 +201,11 @@ class PostgresDriver(SqlDriver):
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
-            _hang_up(connection)
+            try:
+                await asyncio.wait([working], timeout=CANCEL_LIMIT)
+            finally:
+                if not working.done():
+                    _hang_up(connection)
             await asyncio.gather(working, return_exceptions=True)
             raise
         finally:
