@@ -11,7 +11,7 @@ from asynctasq.config import Config
 from asynctasq.core import codec, context
 from asynctasq.core.events import EventBus, EventType, TaskEvent
 from asynctasq.core.message import Message, new_id, utcnow
-from asynctasq.errors import BrokerUnavailable, NotSupported, PayloadTooLarge
+from asynctasq.errors import BrokerUnavailable, EncodeError, NotSupported, PayloadTooLarge
 from asynctasq.tasks.options import from_configuration
 
 if TYPE_CHECKING:
@@ -179,9 +179,9 @@ class _Batch:
             everything = [message for messages, _ in group for message in messages]
             for start in range(0, len(everything), BATCH):
                 await driver.enqueue(everything[start : start + BATCH])
-        except PayloadTooLarge as exc:
+        except (PayloadTooLarge, EncodeError) as exc:
             if len(group) > 1:
-                # One caller's message is too large: that is not the others' affair.
+                # One caller's message cannot be stored: that is not the others' affair.
                 for one in group:
                     await self._send_group([one])
                 return

@@ -11,7 +11,7 @@ from typing import Any
 from asynctasq.core.message import Lease
 from asynctasq.core.outcome import Dead, Done, Outcome, Release, Retry
 from asynctasq.drivers.base import Driver
-from asynctasq.errors import AsyncTasQError, BrokerError
+from asynctasq.errors import BrokerError
 
 logger = logging.getLogger("asynctasq.worker")
 
@@ -78,7 +78,7 @@ class Settler:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 2, BACKOFF_LAST)
                 continue
-            except AsyncTasQError as exc:
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is not to end the writing of all others
                 await self._write_singly(write, outcomes, exc)
                 return
             break
@@ -86,7 +86,7 @@ class Settler:
             self._settled(outcome, id(outcome.lease) in lost)
 
     async def _write_singly(
-        self, write: Callable[[Any], Awaitable[list[Lease]]], outcomes: list[Any], error: AsyncTasQError
+        self, write: Callable[[Any], Awaitable[list[Lease]]], outcomes: list[Any], error: Exception
     ) -> None:
         """One of them is refused: the others must not suffer for it. Its lease runs out, and it is recovered."""
         if len(outcomes) == 1:

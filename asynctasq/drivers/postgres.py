@@ -19,7 +19,14 @@ from asynctasq.config import Config, mask_url
 from asynctasq.core.message import MAX_MESSAGE_BYTES, Lease
 from asynctasq.drivers.base import CALL_DEADLINE, Capabilities
 from asynctasq.drivers.sql import Args, Row, SqlDriver, Steps, schema
-from asynctasq.errors import AsyncTasQError, BrokerFull, BrokerUnavailable, ConfigurationError, DriverClosed
+from asynctasq.errors import (
+    AsyncTasQError,
+    BrokerFull,
+    BrokerUnavailable,
+    ConfigurationError,
+    DriverClosed,
+    EncodeError,
+)
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[Row]
@@ -272,6 +279,9 @@ def _translated(exc: Exception, where: str) -> AsyncTasQError:
             f"the queue tables are missing or of another version at {where}: run 'asynctasq migrate', "
             f"or 'manage.py migrate' in a Django project ({text})"
         )
+    if isinstance(exc, psycopg.DataError):
+        # Not to be repeated: NUL in a text, for example.
+        return EncodeError(f"{where} cannot store this: {text}")
     if isinstance(exc, FULL):
         return BrokerFull(f"{where}: {text}")
     if isinstance(exc, NEEDS_A_PERSON) or "authentication failed" in text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 
 from asynctasq.core import codec
 from asynctasq.core.message import Message, encode, new_id, utcnow
+from asynctasq.errors import EncodeError
 from tests.faults import tasks
 from tests.faults.world import World
 
@@ -136,3 +138,17 @@ async def test_hostile_messages_end_in_the_dead_letters_after_one_delivery_and_i
     assert "CANARY" not in worker.output
     assert "Traceback" not in worker.output
     assert "\x1b" not in worker.output
+
+
+async def test_what_a_broker_cannot_store_is_refused_where_it_is_dispatched(world: World) -> None:
+    call = tasks.nap("odd", 0.0).correlation_id("a\x00b")
+    refused = False
+    try:
+        await asyncio.gather(call.dispatch(), tasks.nap("even", 0.0).dispatch())
+    except EncodeError:
+        refused = True
+    assert refused == (world.place.name == "postgres")
+    await world.working(1)
+    await world.started("even")
+    assert await world.drained() == 0
+    assert bool(world.starts("odd")) != refused
