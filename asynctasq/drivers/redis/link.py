@@ -57,7 +57,9 @@ class NoGroup(BrokerUnavailable):
 
 
 _MISCONFIGURED = re.compile(
-    r"\b(NOAUTH|NOPERM|WRONGPASS|WRONGTYPE|unknown command|DB index is out of range|Invalid Database)\b", re.IGNORECASE
+    r"\b(NOAUTH|NOPERM|WRONGPASS|WRONGTYPE|unknown command|DB index is out of range|Invalid Database"
+    r"|user executing the script can't)\b",
+    re.IGNORECASE,
 )
 
 
