@@ -10,7 +10,7 @@ WITH_SERVICES := set -a; . ./.services/env; set +a;
 MEMBERS := asynctasq asynctasq_django tests example_project benchmarks scripts
 SOURCES = $(wildcard $(MEMBERS))
 
-.PHONY: help env env-dev demo serve test coverage matrix lint format types bench services services-stop \
+.PHONY: help env env-dev demo serve test coverage matrix lint format types bench faults services services-stop \
 	services-status migrations-check wheel-check ci clean
 
 help:  ## list the targets
@@ -60,6 +60,9 @@ migrations-check: env-dev  ## models and migrations agree
 
 bench: env services  ## enqueue and drain rates of the drivers beside the raw ceiling of each client
 	@$(WITH_SERVICES) $(PY) -m benchmarks $(ARGS)
+
+faults: env-dev services  ## a long campaign of kills and crash points on every driver (ARGS="--driver redis --kills 20 --seed 7")
+	@$(WITH_SERVICES) $(PY) -m tests.faults.campaign $(ARGS)
 
 services:  ## find or start Redis, PostgreSQL and MariaDB for the tests
 	@$(SERVICES_PY) up

@@ -20,6 +20,8 @@ from zlib import crc32
 
 UNSETTLED = 0.3
 """Seconds for which a run that ended may still be unsettled: its worker writes outcomes in batches."""
+DYING = 0.1
+"""Seconds for which a process that writes that it kills itself may still run, in its other threads."""
 
 
 class Line(NamedTuple):
@@ -154,7 +156,7 @@ def judge(
             if run.end is not None and run.end.what == "fail" and run.end.at <= again.start.at:
                 continue
             died = gone.get(run.start.pid) or frozen.get(run.start.pid)
-            if died is None or died < run.start.at:
+            if died is None or died + DYING < run.start.at:
                 overlap += run.end is None or run.end.at > again.start.at
                 unexplained += not released
             elif again.start.at < died:

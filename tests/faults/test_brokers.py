@@ -178,7 +178,7 @@ async def test_a_worker_stopped_while_its_broker_is_a_black_hole_ends_within_fiv
         for label in ("long", "thread"):
             await world.started(label)
     proxy.swallow()
-    await asyncio.sleep(world.chance.uniform(0, 2))
+    await asyncio.sleep(world.chance.uniform(0, 1))
     worker.send(signal.SIGTERM)
     since = time.monotonic()
     code = await worker.ended(within=15)

@@ -43,7 +43,7 @@ async def test_ten_thousand_due_in_one_second_start_once_each_and_within_ten_sec
     count = 2_000 if world.place.name == "sqlite" else 10_000
     world.configure(default_visibility_timeout=20)
     workers = await world.working(4, "--concurrency", "20")
-    due = datetime.now(UTC) + timedelta(seconds=4)
+    due = datetime.now(UTC) + timedelta(seconds=3)
     for start in range(0, count, 1000):
         calls = [tasks.nap(f"t{number}", 0.0).at(due) for number in range(start, min(start + 1000, count))]
         await asynctasq.dispatch_many(calls)
@@ -54,4 +54,3 @@ async def test_ten_thousand_due_in_one_second_start_once_each_and_within_ten_sec
     first, last = min(line.at for line in lines), max(line.at for line in lines)
     print(f"{world.place.name} due-at-once {count} started within {last - first:.2f} s by {len(workers)} workers")
     assert last - first <= 10
-    assert len({line.pid for line in lines}) > 1
