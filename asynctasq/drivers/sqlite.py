@@ -21,7 +21,7 @@ from typing import Any, ClassVar, TypeVar
 from asynctasq.config import Config
 from asynctasq.core.message import MAX_MESSAGE_BYTES, Message
 from asynctasq.drivers.base import Capabilities
-from asynctasq.drivers.sql import Row, SqlDriver, Steps, Tables, enqueue_rows, schema, single
+from asynctasq.drivers.sql import Args, Row, SqlDriver, Steps, Tables, enqueue_rows, schema, single
 from asynctasq.errors import AsyncTasQError, BrokerFull, BrokerUnavailable, ConfigurationError, DriverClosed
 
 T = TypeVar("T")
@@ -33,6 +33,7 @@ BUSY_TIMEOUT = 5.0
 """Seconds to wait for another process's write."""
 
 _NAMED = re.compile(r"%\((\w+)\)s")
+_WRITES = re.compile(r"^\s*(INSERT|UPDATE|DELETE)\b", re.MULTILINE)
 
 
 class SqliteDriver(SqlDriver):
@@ -97,7 +98,7 @@ class SqliteDriver(SqlDriver):
         return await asyncio.get_running_loop().run_in_executor(thread, work, connection)
 
     async def _fetch(self, statement: str, /, **args: Any) -> list[Row]:
-        return await self._call(lambda connection: connection.run(lambda: single(statement, args)))
+        return await self._call(lambda connection: connection.fetch(statement, args))
 
     async def _transaction(self, steps: Callable[[], Steps[T]]) -> T:
         return await self._call(lambda connection: connection.run(steps))
@@ -138,6 +139,7 @@ class Connection:
     def __init__(self, path: str, synchronous: str, tables: Tables, statements: Mapping[str, str]) -> None:
         # %(name)s is how the clients of the other databases write what sqlite3 writes :name.
         self._text = {name: _NAMED.sub(r":\1", text) for name, text in statements.items()}
+        self._reads = {name for name, text in statements.items() if not _WRITES.search(text)}
         self._in_memory = path == ":memory:"
         self._lock = Connection._memory_lock if self._in_memory else threading.RLock()
         if sqlite3.sqlite_version_info < (3, 38):
@@ -185,10 +187,14 @@ class Connection:
         with _errors(self._path), self._lock:
             return self._connection.execute("PRAGMA data_version").fetchone()[0], self._connection.total_changes
 
-    def run(self, steps: Callable[[], Steps[T]]) -> T:
+    def fetch(self, statement: str, args: Args) -> list[Row]:
+        """Run one statement. One that only reads waits for no writer."""
+        return self.run(lambda: single(statement, args), "DEFERRED" if statement in self._reads else "IMMEDIATE")
+
+    def run(self, steps: Callable[[], Steps[T]], mode: str = "IMMEDIATE") -> T:
         """Run the statements in one transaction and commit it."""
         with _errors(self._path), self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(f"BEGIN {mode}")
             try:
                 result = self._run(steps())
                 self._connection.execute("COMMIT")
