@@ -32,6 +32,7 @@ from redis.exceptions import (
 from asynctasq.config import Config
 from asynctasq.core.message import Lease, Message
 from asynctasq.core.outcome import Dead, Done, Retry
+from asynctasq.core.worker import CLAIM_WAIT
 from asynctasq.drivers.base import Inspector, TaskQuery
 from asynctasq.drivers.redis import RedisDriver, entries, link
 from asynctasq.drivers.redis import driver as driver_module
@@ -158,7 +159,7 @@ async def test_an_idle_worker_sends_less_than_two_commands_a_second(
 
         claims = asyncio.create_task(janitor())
         while not claims.done():
-            assert await driver.claim(["work"], 10, 2.5) == []
+            assert await driver.claim(["work"], 10, CLAIM_WAIT) == []
 
     started = time.monotonic()
     sent = sum((await commands(admin, idle)).values())

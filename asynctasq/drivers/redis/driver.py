@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from asynctasq.config import Config
 
 
-SUSPECT_INTERVAL, EXPIRED_INTERVAL, DUE_INTERVAL, CONSUMER_INTERVAL = 0.5, 4.8, 10.0, 600.0
+SUSPECT_INTERVAL, EXPIRED_INTERVAL, DUE_INTERVAL, CONSUMER_INTERVAL = 0.5, 4.0, 10.0, 600.0
 """Least seconds between two looks for suspects, expired leases, the true time of what is scheduled, and consumers that
 are to be forgotten."""
+CLAIMING = 10.0
+"""Seconds after its last claim that a driver counts as one that claims."""
 FORGET_AFTER = 3_600_000
 """Milliseconds after which a consumer that holds nothing is forgotten."""
 SCAN = 1_000
@@ -58,7 +60,7 @@ class RedisDriver(RedisInspector, Driver):
         self._named: set[str] = set()
         self._views: dict[tuple[str, ...], View] = {}
         self._idle = self._interrupted = False
-        self._looks = 0
+        self._claimed_at = -math.inf
         self._suspects_at = self._expired_at = 0.0
         self._consumers_at = time.monotonic() + CONSUMER_INTERVAL
         self._cursors: dict[str, str] = {}
@@ -111,7 +113,8 @@ class RedisDriver(RedisInspector, Driver):
     # ---- claiming
 
     async def claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int = 1) -> list[Lease]:
-        until = time.monotonic() + wait
+        self._claimed_at = time.monotonic()
+        until = self._claimed_at + wait
         for turn in range(10):
             if not queues or limit <= 0:
                 break
@@ -269,10 +272,9 @@ class RedisDriver(RedisInspector, Driver):
         return promoted, min(waits, default=None)
 
     async def _recover(self, view: View, limit: int) -> tuple[int, int]:
-        # The bells too: one that has lost its group tells of a priority that this view does not have.
-        # At every other look, for an idle worker is to stay under two commands a second.
-        self._looks += 1
-        keys = [*view.places, *(view.bells if self._looks % 2 == 0 else ())]
+        # A bell that has lost its group tells of a priority that this view does not have. Claims hear it themselves.
+        claims = time.monotonic() - self._claimed_at < CLAIMING
+        keys = [*view.places, *(() if claims else view.bells)]
         held = await self._link.run(*[("XPENDING", key, "workers", "-", "+", 1) for key in keys])
         recovered = buried = 0
         soonest = EXPIRED_INTERVAL
