@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
-import threading
+import queue
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from asynctasq import _runtime
@@ -25,6 +27,8 @@ from asynctasq.tasks.infrastructure import ProcessPoolManager
 
 if TYPE_CHECKING:
     from asynctasq.drivers.base import Driver
+
+Calls = queue.SimpleQueue[tuple[ThreadRun, asyncio.AbstractEventLoop] | None]
 
 __all__ = ["Dispatched", "Inline", "captured", "drain", "inline"]
 
@@ -99,7 +103,7 @@ def inline() -> Iterator[Inline]:
     def run(messages: Sequence[Message]) -> None:
         for message in messages:
             ran.messages.append(message)
-            ran.outcomes[message.id] = _run(lambda message=message: _attempts(message))  # type: ignore[misc]
+            ran.outcomes[message.id] = _run(message)
 
     with _dispatching(run):
         yield ran
@@ -124,26 +128,46 @@ def _dispatching(take: Callable[[Sequence[Message]], None]) -> Iterator[None]:
         runtime.dispatcher = before
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, Outcome]]) -> Outcome:
-    """On a loop in this thread; in a thread of its own when one runs here already."""
+def _run(message: Message) -> Outcome:
+    """From this thread; from another where a loop runs in it, for a framework may refuse sync calls under one."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work())
-    outcomes: list[Outcome] = []
-    thread = threading.Thread(target=lambda: outcomes.append(asyncio.run(work())))
-    thread.start()
-    thread.join()
-    return outcomes[0]
+        return _run_here(message)
+    with ThreadPoolExecutor(1, "asynctasq-inline") as thread:
+        return thread.submit(contextvars.copy_context().run, _run_here, message).result()
 
 
-async def _attempts(message: Message) -> Outcome:
+def _run_here(message: Message) -> Outcome:
+    """The loop is in another thread, so that what is sync finds none in this one."""
+    calls: Calls = queue.SimpleQueue()
+
+    def attempts() -> Outcome:
+        try:
+            return asyncio.run(_attempts(message, calls))
+        finally:
+            calls.put(None)
+
+    with ThreadPoolExecutor(1, "asynctasq-inline") as thread:
+        outcome = thread.submit(contextvars.copy_context().run, attempts)
+        while (call := calls.get()) is not None:
+            run, loop = call
+            loop.call_soon_threadsafe(_deliver, run, run.run())
+        return outcome.result()
+
+
+def _deliver(run: ThreadRun, ended: tuple[Any, BaseException | None]) -> None:
+    if not run.future.done():
+        run.future.set_result(ended)
+
+
+async def _attempts(message: Message, calls: Calls) -> Outcome:
     runtime = _runtime.runtime()
     executor = Executor(
         dataclasses.replace(runtime.config, keep_completed_tasks=True),
         runtime.events,
         "inline",
-        _ThisThread(1, asyncio.get_running_loop()),
+        _ThatThread(asyncio.get_running_loop(), calls),
         ProcessPoolManager.get_default_manager().pool,
     )
     attempt = 1
@@ -163,10 +187,14 @@ async def _attempts(message: Message) -> Outcome:
         attempt += 1
 
 
-class _ThisThread(Threads):
-    """Runs calls where they are submitted."""
+class _ThatThread(Threads):
+    """Hands calls to the thread that waits for them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, calls: Calls) -> None:
+        super().__init__(1, loop)
+        self._calls = calls
 
     def submit(self, call: Callable[[], Any]) -> ThreadRun:
         run = ThreadRun(call, self._loop.create_future())
-        run.future.set_result(run.run())
+        self._calls.put((run, self._loop))
         return run
