@@ -55,6 +55,9 @@ format: env-dev  ## let ruff format and fix what it safely can
 types: env-dev  ## mypy, strict
 	@$(PY) -m mypy
 
+reference: env  ## write the reference in docs/configuration.md anew from the options
+	@$(PY) scripts/configuration_reference.py
+
 migrations-check: env-dev  ## models and migrations agree
 	@$(PY) example_project/manage.py makemigrations --check --dry-run
 

@@ -3,8 +3,9 @@
 Blocks run in the order of the page:
 
 ``python`` whose first line is a comment with a path
-    is written to that file, after what is there already; with ", instead" behind the path (a variant of the settings)
-    ``manage.py check`` runs with it and the file is then put back.
+    is written to that file, after what is there already, and from another such line on to another file; with
+    ", instead" behind the path (a variant of the settings) ``manage.py check`` runs with it and the file is then put
+    back.
 other ``python``, and HTML comments that begin with ``<!-- python``
     run in one namespace; with a top-level ``await`` on an event loop that is kept for the page.
 ``console``
@@ -31,7 +32,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$|^<!-- python\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"# ([\w/.]+\.py)(, instead)?$")
+FILE = re.compile(r"^# ([\w/.]+\.py)(, instead)?$", re.MULTILINE)
 PROJECT, APP = "mysite", "shop"
 
 
@@ -78,19 +79,20 @@ class Page:
         self.loop.close()
 
     def python(self, block: Block) -> None:
-        place = FILE.match(block.text.partition("\n")[0])
-        if place is None:
+        if FILE.match(block.text) is None:
             self.execute(block)
             return
-        path = Path(place[1])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = path.read_text() if path.exists() else ""
-        # Below what a new project has there, so that the page need not repeat it.
-        path.write_text(f"{before}\n{block.text}")
-        importlib.invalidate_caches()
-        if place[2]:
-            self.command(f"python manage.py check  # line {block.line}")
-            path.write_text(before)
+        _, *parts = FILE.split(block.text)
+        for name, instead, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+            path = Path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            before = path.read_text() if path.exists() else ""
+            # Below what a new project has there, so that the page need not repeat it.
+            path.write_text(before + text)
+            importlib.invalidate_caches()
+            if instead:
+                self.command(f"python manage.py check  # line {block.line}")
+                path.write_text(before)
 
     def execute(self, block: Block) -> None:
         if not self.ready:
