@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
+from tests.drivers.places import Place
 from tests.faults import tasks
 from tests.faults.process import until
 from tests.faults.world import LEASE, RECOVERY, World
@@ -27,15 +30,19 @@ async def test_a_task_of_five_leases_runs_once_whether_it_sleeps_waits_in_a_thre
     assert "tests.faults.tasks.block" in blocked.output
 
 
-async def test_an_idle_time_of_many_leases_is_not_taken_for_a_blocked_loop(world: World) -> None:
+async def test_an_idle_time_of_many_leases_is_not_taken_for_a_blocked_loop(
+    alone: None, places: Callable[[str], Place], tmp_path: Path
+) -> None:
     lease = 0.3
-    world.configure(default_visibility_timeout=lease)
-    [worker] = await world.working(1)
-    for label in ("before", "after"):
-        await world.dispatch([tasks.nap(label, 2 * lease)])
-        assert await world.drained() == 0
-        await asyncio.sleep(4 * lease)
-    assert "event loop has been blocked" not in worker.output
+    place = places("sqlite")
+    place.reset()
+    async with World(place, tmp_path, default_visibility_timeout=lease) as world:
+        [worker] = await world.working(1)
+        for label in ("before", "after"):
+            await world.dispatch([tasks.nap(label, 2 * lease)])
+            assert await world.drained() == 0
+            await asyncio.sleep(4 * lease)
+        assert "event loop has been blocked" not in worker.output
 
 
 async def test_a_frozen_worker_loses_its_task_to_another_and_its_say_with_it(world: World) -> None:

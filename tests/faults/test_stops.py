@@ -12,8 +12,8 @@ from tests.faults.world import World
 
 async def test_stopped_under_load_a_worker_finishes_what_runs_and_gives_back_the_rest(world: World) -> None:
     workers = await world.working(2)
-    calls = world.mixed(600)
-    for number in range(4):
+    calls = world.mixed(450)
+    for number in range(3):
         handing_over = asyncio.create_task(world.dispatch(calls[number * 150 : (number + 1) * 150]))
         victim = await world.busy(workers)
         await asyncio.sleep(world.chance.uniform(0, 0.05))
@@ -54,7 +54,7 @@ async def test_a_second_signal_ends_the_worker_at_once(world: World) -> None:
     await world.dispatch([tasks.nap_once("long", 30.0)])
     await world.started("long")
     first.send(signal.SIGTERM)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.0)
     assert first.code is None
     first.send(signal.SIGTERM)
     assert await first.ended(within=1.5) == 0

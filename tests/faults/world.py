@@ -195,7 +195,7 @@ async def kills(world: World, count: int, total: int) -> Verdict:
         world.kill(victim)
         await handing_over
         [workers[workers.index(victim)]] = await world.working(1, "--concurrency", "4")
-        await asyncio.sleep(world.chance.uniform(0.1, 0.5))
+        await asyncio.sleep(world.chance.uniform(0.3, 0.7))
     stuck = await world.drained(within=2 * world.options["default_visibility_timeout"] + 10 + total * 0.02)
     verdict = await world.verdict(stuck)
     for worker in workers:
