@@ -110,6 +110,18 @@ def _databases(request: pytest.FixtureRequest) -> Any:
     return list(connections) if found == "__all__" else found
 
 
+_SEVERAL = """
+import io, json, sys, django
+from django.core.management import call_command
+from django.db import connection
+django.setup()
+for command in sys.argv[1:]:
+    output = io.StringIO()
+    call_command(*command.split(), stdout=output)
+    print(json.dumps([output.getvalue(), connection.introspection.table_names()]))
+"""
+
+
 class Manage:
     """``manage.py`` in a process of its own."""
 
@@ -154,6 +166,19 @@ class Manage:
         _, errors = process.communicate(timeout=60)
         assert process.returncode, errors
         return process.returncode, errors
+
+    def all(self, *commands: str) -> list[tuple[str, set[str]]]:
+        """Several commands in one process; of each what it printed, and the tables there were after it."""
+        done = subprocess.run(
+            [sys.executable, "-c", _SEVERAL, *commands],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return [(output, set(tables)) for output, tables in map(json.loads, done.stdout.splitlines())]
 
     def __call__(self, *arguments: str) -> str:
         process = self.start(*arguments)

@@ -25,6 +25,7 @@ from tests.django.app.tasks import accept
 from tests.django.conftest import Broker, Manage
 from tests.django.settings import UNIQUE, VARIABLES
 
+TABLES = {"task_queue", "dead_letter_queue"}
 NAMES = {"queue_table": "shop_tasks", "dead_letter_table": "shop_dead"}
 
 
@@ -60,17 +61,6 @@ class Database:
         with closing(self._connect(None)) as connection:
             connection.cursor().execute(statement)
 
-    def tables(self) -> set[str]:
-        if self.kind == "sqlite":
-            query = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        else:
-            schema = "DATABASE()" if self.kind == "mysql" else "'public'"
-            query = f"SELECT table_name FROM information_schema.tables WHERE table_schema = {schema}"
-        with closing(self._connect(self.name)) as connection:
-            cursor = connection.cursor()
-            cursor.execute(query)
-            return {name for (name,) in cursor.fetchall()}
-
     def close(self) -> None:
         if self.kind != "sqlite":
             self._on_server(f"DROP DATABASE IF EXISTS {self.name}")
@@ -88,49 +78,50 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     one.close()
 
 
-def test_forwards_backwards_and_twice(database: Database) -> None:
-    manage = database.manage()
-    manage("migrate", "asynctasq_django")
-    assert {"task_queue", "dead_letter_queue"} <= database.tables()
-    assert "No migrations to apply" in manage("migrate", "asynctasq_django")
-    manage("migrate", "asynctasq_django", "zero")
-    assert not {"task_queue", "dead_letter_queue"} & database.tables()
-    manage("migrate", "asynctasq_django")
-    assert {"task_queue", "dead_letter_queue"} <= database.tables()
+def test_shown_forwards_backwards_and_twice(database: Database) -> None:
+    forwards, backwards = "migrate asynctasq_django", "migrate asynctasq_django zero"
+    shown, first, second, back, again = database.manage().all(
+        "sqlmigrate asynctasq_django 0001", forwards, forwards, backwards, forwards
+    )
+    assert "CREATE TABLE IF NOT EXISTS" in shown[0]
+    assert not shown[1] & TABLES
+    assert first[1] >= TABLES
+    assert "No migrations to apply" in second[0]
+    assert not back[1] & TABLES
+    assert again[1] >= TABLES
 
 
 def test_the_tables_have_the_names_that_the_settings_give(database: Database) -> None:
     manage = database.manage(**{f"{database.kind}_{name}": value for name, value in NAMES.items()})
-    manage("migrate", "asynctasq_django")
-    assert set(NAMES.values()) <= database.tables()
-    assert "task_queue" not in database.tables()
-    assert "No changes detected" in manage("makemigrations", "--check", "--dry-run")
-    assert "W002" not in manage("check", "--database", "default")
-    manage("migrate", "asynctasq_django", "zero")
-    assert not set(NAMES.values()) & database.tables()
-
-
-def test_sqlmigrate_shows_the_drivers_statements(database: Database) -> None:
-    text = database.manage()("sqlmigrate", "asynctasq_django", "0001")
-    assert "CREATE TABLE IF NOT EXISTS" in text
-    assert "dead_letter_queue" in text
+    made, look, check, back = manage.all(
+        "migrate asynctasq_django",
+        "makemigrations --check --dry-run",
+        "check --database default --fail-level WARNING",
+        "migrate asynctasq_django zero",
+    )
+    assert made[1] >= set(NAMES.values())
+    assert not made[1] & TABLES
+    assert "No changes detected" in look[0]
+    assert "no issues" in check[0]
+    assert not back[1] & set(NAMES.values())
 
 
 def test_tables_that_the_drivers_own_command_made_are_taken_over(tmp_path: Path) -> None:
     database = Database("sqlite", tmp_path)
     config = Config.make({"driver": "sqlite", "sqlite_path": database.name})
     _sync.run(drivers.create("sqlite", config).migrate())
-    assert "task_queue" in database.tables()
-    database.manage()("migrate", "asynctasq_django")
-    database.manage()("migrate", "asynctasq_django", "zero")
+    there, gone = database.manage().all("migrate asynctasq_django", "migrate asynctasq_django zero")
+    assert there[1] >= TABLES
+    assert not gone[1] & TABLES
 
 
 def test_tables_that_someone_dropped_do_not_stop_the_way_back(tmp_path: Path) -> None:
     database = Database("sqlite", tmp_path)
-    database.manage()("migrate", "asynctasq_django")
+    database.manage().all("migrate asynctasq_django")
     with closing(sqlite3.connect(database.name)) as connection:
         connection.execute("DROP TABLE task_queue")
-    database.manage()("migrate", "asynctasq_django", "zero")
+    ((_, tables),) = database.manage().all("migrate asynctasq_django zero")
+    assert not tables & TABLES
 
 
 @pytest.mark.django_db(databases="__all__")
@@ -189,5 +180,5 @@ def test_a_router_may_keep_the_tables_off_a_database(tmp_path: Path) -> None:
     database = Database("sqlite", tmp_path)
     manage = database.manage()
     manage.environment["ASYNCTASQ_TEST_ROUTER"] = "tests.django.routers.Nowhere"
-    manage("migrate", "asynctasq_django")
-    assert "task_queue" not in database.tables()
+    ((_, tables),) = manage.all("migrate asynctasq_django")
+    assert not tables & TABLES
