@@ -18,6 +18,11 @@ class Deaf(Proxy):
 
     marker: bytes | None = None
 
+    @property
+    def heard(self) -> bool:
+        """Whether the marker has passed."""
+        return self.marker is None
+
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65536):

@@ -15,7 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asynctasq import BaseTask, current_task, task
+from asynctasq import current_task, task
+from asynctasq.tasks.base import BaseTask
 from tests.faults.ledger import Journal, runs_of
 
 CANARIES = os.environ.get("FAULTS_CANARIES", "")

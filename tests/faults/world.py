@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import asynctasq
-from asynctasq import BaseTask
 from asynctasq.core import codec, message
 from asynctasq.drivers.base import TaskInfo, TaskQuery
 from asynctasq.errors import BrokerError
+from asynctasq.tasks.base import BaseTask
 from tests.drivers.places import Place
 from tests.faults import tasks
 from tests.faults.ledger import Journal, Line, Verdict, digest_of, judge, runs_of
