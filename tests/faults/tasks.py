@@ -124,7 +124,7 @@ def crash_at(point: int) -> None:
             connection.set_trace_callback(lambda sql: None if sql.startswith("PRAGMA") else step())
             return connection
 
-        Connection._new = staticmethod(traced)  # type: ignore[assignment, method-assign]
+        Connection._new = staticmethod(traced)  # type: ignore[method-assign]
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:
