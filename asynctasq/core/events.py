@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import enum
 import logging
 import threading
@@ -194,17 +195,26 @@ class _Lane:
         self.dropped = 0
         self.ended = False
         self.awake = asyncio.Event()
+        self.putting = threading.Lock()
 
     def put(self, event: Event) -> None:
-        self.dropped += len(self.backlog) == BACKLOG
-        self.backlog.append(event)
+        # In one step: of two threads that put at once, each would else see the other's event and neither wake it.
+        with self.putting:
+            self.dropped += len(self.backlog) == BACKLOG
+            self.backlog.append(event)
+            first = len(self.backlog) == 1
         # One wake-up for all that is put while the emitter is busy.
-        if len(self.backlog) == 1:
-            self.loop.call_soon_threadsafe(self.awake.set)
+        if first:
+            self._wake()
 
     def end(self) -> None:
         self.ended = True
-        self.loop.call_soon_threadsafe(self.awake.set)
+        self._wake()
+
+    def _wake(self) -> None:
+        # The loop may just have ended: whoever puts an event is not to suffer for it.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.awake.set)
 
     async def run(self) -> None:
         while self.backlog or not self.ended:

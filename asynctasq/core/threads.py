@@ -61,6 +61,7 @@ class Threads:
         self._loop = loop
         self._waiting: queue.SimpleQueue[ThreadRun | None] = queue.SimpleQueue()
         self._ended: collections.deque[tuple[ThreadRun, Any, BaseException | None]] = collections.deque()
+        self._ending = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._busy = 0
 
@@ -83,9 +84,12 @@ class Threads:
     def _work(self) -> None:
         while (run := self._waiting.get()) is not None:
             result, error = run.run()
-            self._ended.append((run, result, error))
+            # In one step: of two that end at once, each would else see the other's and neither wake the loop.
+            with self._ending:
+                self._ended.append((run, result, error))
+                first = len(self._ended) == 1
             del run, result, error
-            if len(self._ended) == 1:
+            if first:
                 try:
                     self._loop.call_soon_threadsafe(self._deliver)
                 except RuntimeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import logging
 import time
@@ -17,6 +18,7 @@ from asynctasq import task
 from asynctasq.core import events
 from asynctasq.core.events import (
     Event,
+    EventBus,
     EventEmitter,
     EventType,
     LoggingEventEmitter,
@@ -183,6 +185,25 @@ async def test_emitters_that_are_slow_or_raise_delay_and_harm_nothing(
     assert worker.completed == 50
     assert time.monotonic() - before < slowness * 50
     slowness = 0
+
+
+async def test_events_put_by_several_threads_at_once_are_all_taken() -> None:
+    class Interrupted(collections.deque[Event]):
+        """Lets other threads go first after each append, as the interpreter may at any time."""
+
+        def append(self, event: Event) -> None:
+            super().append(event)
+            time.sleep(0.005)
+
+    remembering = Remembering()
+    bus = EventBus([remembering])
+    beat = WorkerEvent(type=EventType.WORKER_HEARTBEAT, worker="one", time=datetime.now(UTC))
+    bus.emit(beat)
+    await until(lambda: len(remembering.events) == 1)
+    bus._lanes[0].backlog = Interrupted()
+    await asyncio.gather(*(asyncio.to_thread(bus.emit, beat) for _ in range(4)))
+    await until(lambda: len(remembering.events) == 5)
+    await asyncio.to_thread(bus.close)
 
 
 @pytest.mark.behaviour(26)
