@@ -178,4 +178,4 @@ def dsn(driver: str, database: Mapping[str, Any]) -> str:
     port = f":{database['PORT']}" if database.get("PORT") else ""
     at = "@" if user else ""
     host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{user}{at}{host}{port}/{part('NAME')}{'?' + urlencode(query) if query else ''}"
+    return f"{scheme}://{user}{at}{host}{port}/{part('NAME')}{'?' + urlencode(query, quote_via=quote) if query else ''}"

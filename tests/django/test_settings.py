@@ -104,7 +104,13 @@ def test_a_dsn_holds_any_name_and_password() -> None:
         "PASSWORD": "p@ss:w/rd%23 &=#",
         "HOST": "db.example.org",
         "PORT": 5433,
-        "OPTIONS": {"sslmode": "require", "pool": True, "isolation_level": 2, "assume_role": "app"},
+        "OPTIONS": {
+            "sslmode": "require",
+            "options": "-c search_path=a,b",
+            "pool": True,
+            "isolation_level": 2,
+            "assume_role": "app",
+        },
     }
     assert conninfo_to_dict(conf.dsn("postgres", database)) == {
         "user": "o'hara@shop",
@@ -113,6 +119,7 @@ def test_a_dsn_holds_any_name_and_password() -> None:
         "port": "5433",
         "dbname": "büro/1?x",
         "sslmode": "require",
+        "options": "-c search_path=a,b",
     }
 
 
