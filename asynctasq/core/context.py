@@ -77,4 +77,4 @@ surroundings: list[Callable[[], AbstractContextManager[object]]] = []
 """Entered around every attempt of a sync or process task, in the thread or process that runs it."""
 
 async_surroundings: list[Callable[[], AbstractAsyncContextManager[object]]] = []
-"""Entered around every attempt of an async task, on its loop."""
+"""Entered around every attempt of an async task, on its loop; also in a child process."""

@@ -10,7 +10,8 @@ import inspect
 import signal
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import msgspec
@@ -106,7 +107,20 @@ def call(function: Any, runner: asyncio.Runner | None) -> Any:
     result = function()
     if not inspect.iscoroutine(result):
         return result
-    return asyncio.run(result) if runner is None else runner.run(result, context=contextvars.copy_context())
+    work = surrounded(result)
+    return asyncio.run(work) if runner is None else runner.run(work, context=contextvars.copy_context())
+
+
+async def surrounded(work: Coroutine[Any, Any, Any]) -> Any:
+    """Await it within what surrounds async tasks on their loop."""
+    try:
+        async with AsyncExitStack() as stack:
+            for surrounding in context.async_surroundings:
+                await stack.enter_async_context(surrounding())
+            return await work
+    finally:
+        # Where a surrounding could not be entered it has not begun.
+        work.close()
 
 
 def load(module: str, setup: Setup) -> None:

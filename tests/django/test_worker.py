@@ -20,6 +20,7 @@ from tests.django.app.tasks import (
     fail,
     note_backend,
     note_backend_async,
+    note_backend_in_process,
     relay,
     relay_async,
     rename_in_process,
@@ -102,7 +103,7 @@ def kill_backends(alias: str) -> None:
         )
 
 
-@pytest.mark.parametrize("work", [note_backend, note_backend_async])
+@pytest.mark.parametrize("work", [note_backend, note_backend_async, note_backend_in_process])
 @pytest.mark.parametrize(
     ("options", "kept", "attempts"),
     [
@@ -117,7 +118,7 @@ def test_a_connection_that_was_killed_between_tasks_is_replaced(
     """Without health checks the first task to meet the dead connection fails, and its retry has another."""
     broker = use("postgres")
     manage = Manage.on("postgres", broker.settings, OPTIONS={"application_name": "doomed"}, **options)
-    process = manage.start("asynctasq_worker", "--concurrency", "1")
+    process = manage.start("asynctasq_worker", "--concurrency", "1", "--process-pool-size", "1")
     try:
         work().dispatch_sync()
         eventually(lambda: len(notes("postgres")) == 1)

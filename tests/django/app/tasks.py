@@ -77,8 +77,7 @@ def accept_on_redis() -> None:
     """On its own broker."""
 
 
-@task(max_attempts=3, retry_delay=0)
-def note_backend() -> None:
+def _note_backend() -> None:
     """Which server process answers, and at which attempt."""
     running = current_task()
     assert running is not None
@@ -89,17 +88,18 @@ def note_backend() -> None:
 
 
 @task(max_attempts=3, retry_delay=0)
+def note_backend() -> None:
+    _note_backend()
+
+
+@task(max_attempts=3, retry_delay=0)
 async def note_backend_async() -> None:
-    running = current_task()
-    assert running is not None
+    await sync_to_async(_note_backend)()
 
-    def look() -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            pid = cursor.fetchone()[0]
-        Note.objects.create(text=f"{running.attempt} {pid}")
 
-    await sync_to_async(look)()
+@task(process=True, max_attempts=3, retry_delay=0)
+async def note_backend_in_process() -> None:
+    await sync_to_async(_note_backend)()
 
 
 @task
