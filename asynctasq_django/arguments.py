@@ -8,6 +8,8 @@ from django.apps import apps
 from django.core.exceptions import ValidationError
 from django.db import DataError, models
 from django.utils.connection import ConnectionDoesNotExist
+from django.utils.functional import LazyObject, empty
+from django.utils.safestring import SafeString
 
 from asynctasq.core.codec import register_type
 from asynctasq.errors import DecodeError, EncodeError
@@ -18,9 +20,16 @@ class ModelGone(DecodeError):
 
 
 def install() -> None:
-    """Let model instances travel, and say of query sets why they do not."""
+    """Let model instances travel, and say of query sets why they do not.
+
+    So does what Django puts around plain values: ``request.user`` arrives as the user, a rendered template as the
+    safe string it was.
+    """
     register_type(models.Model, _reference, _fetch, name="django.model", blocking=True)
     register_type(models.QuerySet, _refuse, list, name="django.queryset")
+    register_type(LazyObject, _unwrapped, lambda value: value, name="django.lazy")
+    # Not str(), which leaves a safe string as it is.
+    register_type(SafeString, str.__str__, SafeString, name="django.safe")
 
 
 def _reference(instance: models.Model) -> list[Any]:
@@ -45,6 +54,12 @@ def _fetch(reference: Any) -> models.Model:
             except (ValidationError, DataError) as exc:
                 raise DecodeError(f"{app}.{name} has no such primary keys: {str(exc)[:200]}") from None
     raise DecodeError("a malformed reference to a model")
+
+
+def _unwrapped(lazy: Any) -> Any:
+    if lazy._wrapped is empty:
+        lazy._setup()
+    return lazy._wrapped
 
 
 def _refuse(queryset: Any) -> Any:

@@ -9,7 +9,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from django.contrib.auth.models import AnonymousUser
 from django.db import connections
+from django.utils.functional import SimpleLazyObject
+from django.utils.html import conditional_escape
+from django.utils.safestring import mark_safe
 
 from asynctasq import _runtime
 from asynctasq.core import codec
@@ -63,6 +67,20 @@ def test_deferred_instances_travel() -> None:
     Note.objects.create(text="x")
     note = Note.objects.only("pk").get()
     assert travelled(note).text == "x"
+
+
+def test_a_lazy_instance_arrives_as_the_instance() -> None:
+    """As ``request.user`` is one."""
+    note = Note.objects.create(text="x")
+    arrived = travelled({"lazy": SimpleLazyObject(lambda: Note.objects.get())})["lazy"]
+    assert (type(arrived), arrived) == (Note, note)
+    with pytest.raises(EncodeError, match=r"args\[0\] is a .*AnonymousUser, which cannot travel"):
+        travelled(SimpleLazyObject(AnonymousUser))
+
+
+def test_safe_strings_arrive_safe() -> None:
+    arrived = travelled([mark_safe("<b>"), "<b>"])
+    assert [conditional_escape(text) for text in arrived] == ["<b>", "&lt;b&gt;"]
 
 
 @COMMITTED
