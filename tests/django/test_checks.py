@@ -83,6 +83,18 @@ def test_w002_finds_tables_that_are_missing_in_the_database_in_use(settings: Any
 
 
 @pytest.mark.django_db(databases="__all__")
+def test_w002_finds_tables_in_another_schema(settings: Any) -> None:
+    names = {"postgres_queue_table": "elsewhere.tasks", "postgres_dead_letter_table": "elsewhere.dead"}
+    settings.ASYNCTASQ = {"database": "postgres", **names}
+    with connections["postgres"].cursor() as cursor:
+        cursor.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.tasks ()")
+        (message,) = found(databases=["postgres"])
+        assert "the queue tables elsewhere.dead are missing" in message.msg
+        cursor.execute("CREATE TABLE elsewhere.dead ()")
+        assert found(databases=["postgres"]) == []
+
+
+@pytest.mark.django_db(databases="__all__")
 def test_w002_looks_at_no_database_that_the_queue_is_not_in(settings: Any, django_assert_num_queries: Any) -> None:
     settings.ASYNCTASQ = {"driver": "redis"}
     with django_assert_num_queries(0):
