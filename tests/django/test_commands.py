@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connections
 
+from asynctasq.core import supervisor
 from asynctasq_django.management import base
 from tests.django.app.tasks import accept, fail, write
 from tests.django.conftest import Broker, Manage, notes
@@ -100,6 +102,18 @@ def test_config_masks_secrets(settings: Any) -> None:
     assert "***" in shown
 
 
+def test_config_shows_where_the_queue_is_and_our_own_settings(settings: Any) -> None:
+    settings.ASYNCTASQ = {"database": "postgres", "enqueue_on_commit": False}
+    database = connections["postgres"].settings_dict
+    shown = {line.split()[0]: line for line in run("config").splitlines()}
+    assert f"/{database['NAME']}'" in shown["postgres_dsn"]
+    assert "from DATABASES['postgres']" in shown["postgres_dsn"]
+    assert str(database["PASSWORD"]) + "@" not in shown["postgres_dsn"]
+    assert shown["database"].split() == ["database", "'postgres'"]
+    assert shown["enqueue_on_commit"].split() == ["enqueue_on_commit", "False"]
+    assert shown["default_queue"].split() == ["default_queue", "'default'", "default"]
+
+
 def test_flags_go_before_the_settings(here: Broker) -> None:
     assert "'from a flag'" not in run("config")
     assert "'from-a-flag'" in run("config", "--default-queue", "from-a-flag")
@@ -171,6 +185,15 @@ def test_a_worker_drains_a_queue_in_a_process_of_its_own(here: Broker) -> None:
     Manage.on("default", here.settings)("asynctasq_worker", "--drain")
     assert notes() == ["drained"]
     assert here.tasks() == []
+
+
+def test_the_copies_of_a_worker_do_not_reload(here: Broker, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[Any] = []
+    monkeypatch.setattr(supervisor, "run", lambda processes, command: commands.append((processes, command)) or 0)
+    settings.DEBUG = True
+    run("worker", "--processes", "2")
+    ((processes, command),) = commands
+    assert (processes, command[-3:]) == (2, ["--processes", "1", "--no-reload"])
 
 
 def test_a_worker_tells_of_what_the_checks_find(here: Broker) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 
 from django.conf import settings
 from django.utils import autoreload
 
 from asynctasq import cli
+from asynctasq.core import supervisor
 from asynctasq_django.management.base import CoreCommand
 
 
@@ -25,7 +27,10 @@ class Command(CoreCommand):
 
     def execute_core(self, namespace: Namespace) -> int:
         self.check(display_num_errors=True)
-        ends = namespace.drain or namespace.max_tasks is not None or namespace.processes > 1
+        if namespace.processes > 1:
+            # The copies are single workers, and each would start again by itself.
+            return supervisor.run(namespace.processes, [*sys.orig_argv, "--processes", "1", "--no-reload"])
+        ends = namespace.drain or namespace.max_tasks is not None
         wanted = settings.DEBUG if namespace.reload is None else namespace.reload
         if wanted and not ends:
             # In its own thread, as runserver's: a change or a signal ends it where it is, and leases bring it back.
