@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from django.db import connections
 
 import asynctasq
@@ -62,11 +63,6 @@ class Broker:
         """Run what is waiting, in this process."""
         return asyncio.run(drain([self.queue]))
 
-    def clear(self) -> None:
-        repository = asynctasq.repository()
-        _sync.run(repository.purge(self.queue))
-        _sync.run(repository.delete([info.id for info in self.tasks()]))
-
 
 def driver_of(alias: str) -> str:
     return {"sqlite": "sqlite", "postgresql": "postgres", "mysql": "mysql"}[connections[alias].vendor]
@@ -75,7 +71,7 @@ def driver_of(alias: str) -> str:
 @pytest.fixture
 def use(settings: Any) -> Iterator[Callable[..., Broker]]:
     """Sets ASYNCTASQ for a broker: ``use("sqlite")``, ``use("postgres", keep_completed_tasks=True)``."""
-    redis: list[Broker] = []
+    redis_queues: list[str] = []
 
     def configure(name: str, **more: Any) -> Broker:
         given: dict[str, Any] = {"default_queue": f"django-{uuid.uuid4().hex[:12]}", **QUICK}
@@ -87,13 +83,15 @@ def use(settings: Any) -> Iterator[Callable[..., Broker]]:
         settings.ASYNCTASQ = {**given, **more}
         broker = Broker(name, alias, settings.ASYNCTASQ)
         if name == "redis":
-            redis.append(broker)
+            redis_queues.append(broker.queue)
         return broker
 
     yield configure
-    for broker in redis:
-        settings.ASYNCTASQ = {"driver": "redis", "redis_db": REDIS_DATABASE, "default_queue": broker.queue}
-        broker.clear()
+    if redis_queues:
+        with redis.Redis.from_url(Config.make({"redis_db": REDIS_DATABASE}).redis_location()) as client:
+            for queue in redis_queues:
+                client.delete(f"asynctasq:{queue}", *client.scan_iter(f"asynctasq:{{{queue}}}:*"))
+                client.srem("asynctasq:queues", queue)
 
 
 @pytest.fixture(params=["sqlite", "postgres", "redis"])
@@ -190,7 +188,3 @@ class Manage:
 def notes(alias: str = "default") -> list[str]:
     """What tasks wrote, in the order of writing."""
     return list(Note.objects.using(alias).order_by("pk").values_list("text", flat=True))
-
-
-def redis_url() -> str:
-    return Config.make({"redis_db": REDIS_DATABASE}).redis_location()
