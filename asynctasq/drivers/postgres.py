@@ -125,7 +125,14 @@ class PostgresDriver(SqlDriver):
         }
 
     async def _connect_one(self) -> psycopg.AsyncConnection[Row]:
-        return await psycopg.AsyncConnection.connect(self.config.postgres_dsn, **self._options())
+        try:
+            return await psycopg.AsyncConnection.connect(self.config.postgres_dsn, **self._options())
+        except psycopg.ProgrammingError:
+            # The client's text quotes what it does not understand, which may be a part of the password.
+            raise ConfigurationError(
+                f"postgres_dsn {mask_url(self.config.postgres_dsn)} cannot be read: percent-encode special characters "
+                "in its password, and look at its parameters"
+            ) from None
 
     async def _open_pool(self) -> None:
         self._pool = AsyncConnectionPool(
@@ -170,6 +177,7 @@ class PostgresDriver(SqlDriver):
         give_up = loop.time() + CALL_DEADLINE
         async with _errors(self.config):
             for attempt in range(1, REPEATS + 1):
+                pool = self._pool
                 try:
                     return await self._once(work, give_up)
                 except REPEAT:
@@ -180,7 +188,7 @@ class PostgresDriver(SqlDriver):
                     # The connection is gone, as are most likely the pool's others: one repetition, on a new pool.
                     if exc.sqlstate is not None and not isinstance(exc, DROP_POOL):
                         raise
-                    await self._drop_pool()
+                    await self._replace(pool)
                     if not repeatable or attempt > 1 or loop.time() >= give_up:
                         raise
         raise AssertionError("the last repetition raises")
@@ -219,9 +227,9 @@ class PostgresDriver(SqlDriver):
             timer.cancel()
             self._busy.discard(connection)
 
-    async def _drop_pool(self) -> None:
-        old = self._pool
-        if old is not None:
+    async def _replace(self, old: AsyncConnectionPool[Connection] | None) -> None:
+        """Have a new pool instead of this one, unless another call that failed on it has seen to that."""
+        if old is not None and self._pool is old:
             await self._open_pool()
             # Its own workers may be waiting for the server too; nobody else has to wait for them.
             self._closing = asyncio.create_task(old.close(timeout=1))

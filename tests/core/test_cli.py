@@ -323,6 +323,16 @@ def test_a_broker_that_does_not_answer_is_one_line_without_its_password(run: Run
 
 
 @pytest.mark.behaviour(31)
+@pytest.mark.parametrize("command", ["stats", "migrate", "worker"])
+def test_a_dsn_that_the_client_cannot_read_is_one_line_without_its_password(run: Run, command: str) -> None:
+    dsn = "--postgres-dsn=postgresql://test:canary%zz@127.0.0.1/d"
+    done = run(command, "--driver=postgres", dsn, "--traceback")
+    assert done.code == 2
+    assert "postgres_dsn postgresql://test:***@127.0.0.1/d cannot be read" in done.err
+    assert "canary" not in done.err
+
+
+@pytest.mark.behaviour(31)
 def test_missing_tables_say_what_to_run(places: Any, run: Run) -> None:
     dsn = places("postgres").options["postgres_dsn"]
     words = ["--driver=postgres", f"--postgres-dsn={dsn}", "--postgres-queue-table=not_there"]
