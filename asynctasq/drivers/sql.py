@@ -35,7 +35,7 @@ from asynctasq.drivers.base import (
     encode_cursor,
     usable_ids,
 )
-from asynctasq.errors import DecodeError
+from asynctasq.errors import BrokerError, DecodeError
 
 if TYPE_CHECKING:
     from asynctasq.config import Config
@@ -179,15 +179,21 @@ class SqlDriver(Driver, Inspector):
             if len(leases) >= limit:
                 return
             claimed_at = time.monotonic()
-            rows = await self._fetch(
-                "claim",
-                queue=queue,
-                suspect=suspect,
-                limit=limit - len(leases),
-                worker=self.worker_id,
-                # Not a count: a task may be removed and come again under its id, and old leases must stay dead.
-                receipt=random.getrandbits(62),
-            )
+            try:
+                rows = await self._fetch(
+                    "claim",
+                    queue=queue,
+                    suspect=suspect,
+                    limit=limit - len(leases),
+                    worker=self.worker_id,
+                    # Not a count: a task may be removed and come again under its id, and old leases must stay dead.
+                    receipt=random.getrandbits(62),
+                )
+            except BrokerError:
+                if leases:
+                    # What was claimed is leased: it is handed out, and the next claim meets the trouble.
+                    return
+                raise
             # RETURNING promises no order.
             rows.sort(key=lambda row: (-row[5], row[0]))
             leases += [
@@ -233,7 +239,11 @@ class SqlDriver(Driver, Inspector):
         """Run a fenced statement over leases, each with its own arguments; those it did not return are lost."""
         if not leases:
             return []
-        rows = [{"id": lease.id, "receipt": lease.receipt, **args} for lease, args in leases]
+        # In the order of ids, for the rows are locked in it: a worker's ack and its keeper's extension cannot deadlock.
+        rows = sorted(
+            ({"id": lease.id, "receipt": lease.receipt, **args} for lease, args in leases),
+            key=lambda row: str(row["id"]),
+        )
         held = set(await self._fetch(statement, rows=to_json(rows)))
         return [lease for lease, _ in leases if (lease.id, lease.receipt) not in held]
 

@@ -24,9 +24,7 @@ from asynctasq.drivers.redis.commands import CHUNK, QUEUES, SHA, Command, base_k
 from asynctasq.drivers.redis.entries import Call, Move, View, buried, by_stream, lease_on, moving, retried
 from asynctasq.drivers.redis.inspector import EPOCH, RedisInspector
 from asynctasq.drivers.redis.link import PRODUCER_DEADLINE, WHO, Link, NoGroup, SyncLink
-from asynctasq.errors import (
-    BrokerUnavailable,
-)
+from asynctasq.errors import BrokerError
 
 if TYPE_CHECKING:
     from asynctasq.config import Config
@@ -132,7 +130,7 @@ class RedisDriver(RedisInspector, Driver):
         """By the server, which knows whether it has handed something out: a read that is merely given up could
         take what this worker releases after it."""
         self._interrupted = True
-        with contextlib.suppress(BrokerUnavailable):
+        with contextlib.suppress(BrokerError):
             await self._link.unblock()
 
     async def _claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int) -> list[Lease]:
@@ -187,9 +185,12 @@ class RedisDriver(RedisInspector, Driver):
         for lease in view.leases(reply, before):
             fits = len(kept) < limit and not (lease.suspect and sum(one.suspect for one in kept) >= suspects)
             (kept if fits else over).append(lease)
-        if over:
-            await self.release(over)
-        return await self._renewed(kept, before)
+        # What was read is leased: where this fails it is handed out all the same, and what is over runs out.
+        with contextlib.suppress(BrokerError):
+            if over:
+                await self.release(over)
+            return await self._renewed(kept, before)
+        return kept
 
     async def _renewed(self, leases: list[Lease], before: float) -> list[Lease]:
         """A lease begins when the server hands it out. That may be long after the command was sent, and long before

@@ -1,0 +1,37 @@
+"""What is peculiar to the drivers whose broker is a database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asynctasq.drivers.base import Driver
+from asynctasq.drivers.sql import SqlDriver
+from asynctasq.errors import BrokerUnavailable
+from tests.drivers.conftest import ids, message
+
+
+@pytest.fixture
+def sql(driver: Driver) -> SqlDriver:
+    if not isinstance(driver, SqlDriver):
+        pytest.skip("not a SQL driver")
+    return driver
+
+
+async def test_a_claim_that_fails_half_way_hands_out_what_it_has_taken(
+    sql: SqlDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = message("first")
+    await sql.enqueue([first])
+    fetch = sql._fetch
+
+    async def failing(statement: str, /, **args: Any) -> Any:
+        if args.get("queue") == "second" and not args["suspect"]:
+            raise BrokerUnavailable("the connection was lost")
+        return await fetch(statement, **args)
+
+    monkeypatch.setattr(sql, "_fetch", failing)
+    assert ids(await sql.claim(["first", "second"], 10, 0)) == [first.id]
+    with pytest.raises(BrokerUnavailable):
+        await sql.claim(["first", "second"], 10, 0)
