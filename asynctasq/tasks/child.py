@@ -96,8 +96,8 @@ def failure(exc: BaseException, task: BaseTask[Any] | None, request: Request, ru
                 retryable = bool(task.should_retry(exc))
             if request.attempt >= request.max_attempts or not retryable:
                 call(lambda: task.failed(exc), runner)
-        except Exception as hook:  # noqa: BLE001 - a failing hook changes nothing
-            problem = f"a hook of it raised {type(hook).__name__}: {str(hook)[:200]}"
+        except BaseException as hook:  # noqa: BLE001 - a failing hook changes nothing, nor is it to end the child
+            problem = f"a hook of it raised {type(hook).__name__}: {describe(hook).message[:200]}"
     on_demand = runner is None and task is not None and task.kind == "async_process"
     return Reply(error=describe(exc), retryable=retryable, problem=problem, on_demand_loop=on_demand)
 

@@ -24,6 +24,7 @@ class ProcessPoolManager:
 
     def __init__(self) -> None:
         self._pool: ProcessPool | None = None
+        self._parents: ProcessPool | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -61,6 +62,13 @@ class ProcessPoolManager:
         if pool is not None:
             pool.close()
 
+    def forget(self) -> None:
+        """In the child of a fork: the pool's children are the parent's."""
+        self._lock = threading.Lock()
+        self._parents, self._pool = self._pool, None
+        if self._parents is not None:
+            self._parents.hang_up()
+
     @staticmethod
     def _make(pool_size: int | None, max_tasks_per_child: int | None, *, warm: bool) -> ProcessPool:
         config = Config.get()
@@ -71,3 +79,11 @@ class ProcessPoolManager:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigurationError(f"{name} must be positive, got {value!r}")
         return ProcessPool(size or os.cpu_count() or 1, limit, warm=warm)
+
+
+def _after_fork() -> None:
+    if ProcessPoolManager._default is not None:
+        ProcessPoolManager._default.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -100,6 +100,10 @@ class Child:
             self.kill()
             raise ProcessDied(f"a task process did not start (exit code {self._process.returncode})") from exc
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def run(self, request: Request, timeout: float | None) -> Reply:
         """Run one attempt. Raises TaskTimeout, after which the child is gone, or ProcessDied."""
         self.tasks += 1
@@ -120,6 +124,10 @@ class Child:
         """End it at once; again is fine."""
         self._process.kill()
         self._process.wait()
+        self._socket.close()
+
+    def hang_up(self) -> None:
+        """Close this process's copy of the socket."""
         self._socket.close()
 
     def interrupt(self) -> None:
@@ -160,19 +168,26 @@ class ProcessPool:
     def run(self, request: Request, timeout: float | None, attach: Callable[[Callable[[], None]], None]) -> Reply:
         """Run one attempt in a child, waiting for a free one. ``attach`` is given a call that kills it."""
         with self._free:
-            with self._lock:
-                child = self._idle.pop() if self._idle else None
-            child = child or Child(self._setup())
+            child = self._idle_child() or Child(self._setup())
+            under_way = True
+
+            def kill() -> None:
+                # Not when it is late: the child may be running another's attempt by then.
+                with self._lock:
+                    if under_way:
+                        child.interrupt()
+
             with self._lock:
                 self._running.add(child)
             try:
-                attach(child.interrupt)
+                attach(kill)
                 reply = child.run(request, timeout)
             except BaseException:
                 child.kill()
                 raise
             finally:
                 with self._lock:
+                    under_way = False
                     self._running.discard(child)
             if self._closed or (self.max_tasks_per_child is not None and child.tasks >= self.max_tasks_per_child):
                 child.stop()
@@ -180,6 +195,15 @@ class ProcessPool:
                 with self._lock:
                     self._idle.append(child)
             return reply
+
+    def _idle_child(self) -> Child | None:
+        """One that still lives: those that ended since their last task are nobody's failure."""
+        while True:
+            with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is None or child.alive:
+                return child
+            child.kill()
 
     def pids(self) -> set[int]:
         """Of the children alive."""
@@ -196,6 +220,11 @@ class ProcessPool:
             child.interrupt()
         for child in idle:
             child.stop()
+
+    def hang_up(self) -> None:
+        """In the child of a fork: close the sockets without a word, lest they outlive the parent's."""
+        for child in (*self._idle, *self._running):
+            child.hang_up()
 
     def _setup(self) -> Setup:
         main = sys.modules.get("__main__")

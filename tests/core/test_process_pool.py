@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,42 @@ async def test_a_child_that_dies_is_its_own_task_s_failure_and_nobody_else_s(
     assert reason in info.error.message
     assert [(await app.info(id)).attempt for id in others] == [1] * 6
     assert ledger.counts("end") == {f"other {n}": 1 for n in range(6)}
+
+
+@pytest.mark.behaviour(29)
+async def test_a_child_that_died_while_it_was_idle_is_nobody_s_failure(app: App) -> None:
+    await manager().initialize()
+    [pid] = manager().pool().pids()
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.sleep(0.1)
+    id = await pid_of_child().dispatch()
+    await app.work(1)
+    assert await app.result(id) != pid
+
+
+@pytest.mark.behaviour(29)
+async def test_a_process_that_is_called_off_while_it_waits_for_a_child_is_not_started(app: App, ledger: Ledger) -> None:
+    names = [f"task {n}" for n in range(3)]
+    await asynctasq.dispatch_many([crunch(str(ledger), name, 30) for name in names])
+    async with app.working(concurrency=3, shutdown_timeout=0):
+        await until(ledger.starts, 20)
+    await asyncio.sleep(0.3)
+    assert len(ledger.starts()) == 1
+    assert await app.counts() == {"pending": 3}
+
+
+@pytest.mark.behaviour(29)
+async def test_a_fork_does_not_touch_its_parent_s_children(app: App, ledger: Ledger) -> None:
+    await manager().initialize()
+    [pid] = manager().pool().pids()
+    child = os.fork()
+    if child == 0:
+        manager().close()
+        os._exit(0)
+    await asyncio.to_thread(os.waitpid, child, 0)
+    id = await pid_of_child().dispatch()
+    await app.work(1)
+    assert await app.result(id) == pid
 
 
 @pytest.mark.behaviour(29)
