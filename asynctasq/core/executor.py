@@ -159,6 +159,7 @@ class Executor:
             # The slot stays taken until the thread is really done with it: a retry must not run beside it.
             result, error = await run.future
         finally:
+            attempt.on_stop(_nothing)
             if timer is not None:
                 timer.cancel()
         if error is not None:
@@ -182,15 +183,19 @@ class Executor:
 
         def work() -> Reply:
             def attach(kill: Callable[[], None]) -> None:
+                if attempt.called_off:
+                    # While it waited for a free child: its lease may be another's by now.
+                    raise Interrupt
                 loop.call_soon_threadsafe(attempt.on_stop, kill)
 
             return self._processes().run(request, message.timeout, attach)
 
         attempt.on_stop(_nothing)
         reply, error = await self._threads.submit(work).future
-        if attempt.called_off:
-            return Release(lease=lease)
         if error is not None:
+            if attempt.called_off:
+                return Release(lease=lease)
+
             # Its process is gone, and with it whoever could have asked the task's hooks: they are asked here.
             def build() -> BaseTask[Any]:
                 args, kwargs = codec.decode_arguments(message.body)
@@ -238,7 +243,7 @@ class Executor:
 
     def _reason(self, attempt: Attempt, message: Message, error: BaseException) -> BaseException:
         """What is to be recorded for ``error``."""
-        if attempt.timed_out or isinstance(error, TaskTimeout):
+        if attempt.timed_out or (isinstance(error, TaskTimeout) and message.timeout is not None):
             timeout = TaskTimeout(
                 f"attempt {attempt.lease.attempt} ran longer than its timeout of {message.timeout:g} s"
             )
@@ -271,8 +276,8 @@ class Executor:
         try:
             result = hook() if in_loop else await self._call(hook)
             return await result if inspect.isawaitable(result) else result
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - it may raise anything
-            logger.warning("a hook of the task raised %s: %s", type(exc).__name__, printable(str(exc)))
+        except BaseException as exc:  # noqa: BLE001 - it may raise anything, and SystemExit would end the worker
+            logger.warning("a hook of the task raised %s: %s", type(exc).__name__, printable(describe(exc).message))
             return default
 
     async def _call(self, function: Callable[[], Any]) -> Any:

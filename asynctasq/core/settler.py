@@ -35,16 +35,16 @@ class Settler:
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush(), name="asynctasq-settle")
 
-    async def drain(self, timeout: float) -> bool:
+    async def written(self, timeout: float) -> bool:
         """Wait until all is written, for up to ``timeout`` seconds; whether it is."""
-        flushing = self._flushing
-        if flushing is not None:
-            await asyncio.wait([flushing], timeout=timeout)
-        flushing = self._flushing
-        if flushing is None:
-            return True
-        flushing.cancel()
-        return False
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing], timeout=timeout)
+        return self._flushing is None
+
+    def give_up(self) -> None:
+        """Write no more: what is not written by now never will be."""
+        if self._flushing is not None:
+            self._flushing.cancel()
 
     async def _flush(self) -> None:
         try:

@@ -213,6 +213,12 @@ class Worker:
         try:
             await asyncio.wait([claiming, stopped, *background], return_when=asyncio.FIRST_COMPLETED)
             await self._wind_down(claiming)
+        except asyncio.CancelledError:
+            # Whoever runs us wants it ended: at once, but what is held is given back and what ended is written down.
+            self._hurry.set()
+            self._stopping.set()
+            await self._wind_down(claiming)
+            raise
         finally:
             for task in (claiming, stopped, *background):
                 task.cancel()
@@ -367,7 +373,7 @@ class Worker:
         )
 
     async def _is_drained(self) -> bool:
-        if self._running or self._buffer or not await self._settler.drain(FLUSH_LIMIT):
+        if self._running or self._buffer or not await self._settler.written(FLUSH_LIMIT):
             return False
         stats = await self._driver.stats(self.queues)
         return not any(s.pending or s.scheduled or s.processing for s in stats)
@@ -395,7 +401,8 @@ class Worker:
             logger.warning("task %s does not end; its lease is given back, its thread ends with the process", lease.id)
             del self._running[lease]
             self._give_back([lease])
-        if not await self._settler.drain(FLUSH_LIMIT):
+        if not await self._settler.written(FLUSH_LIMIT):
+            self._settler.give_up()
             logger.error("the broker did not take the last outcomes in time; their tasks will run again")
 
     async def _heartbeat(self) -> None:
@@ -424,9 +431,11 @@ class Worker:
 async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
     """Wait until one of them is set, or ``timeout`` seconds."""
     waiting = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
+    try:
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _positive(name: str, value: object) -> int:

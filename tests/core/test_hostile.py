@@ -282,6 +282,51 @@ async def test_a_task_that_cancels_itself_or_its_children_hits_nobody_else(app: 
     assert info.error.type == "asynctasq.errors.TaskCancelled"
 
 
+@pytest.mark.behaviour(10)
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, UnprintableError])
+async def test_whatever_a_hook_raises_changes_nothing(app: App, error: type[BaseException]) -> None:
+    class OnTheLoop(asynctasq.AsyncTask[None]):
+        async def execute(self) -> None:
+            raise LookupError("its own")
+
+        def should_retry(self, exception: BaseException) -> bool:
+            raise error
+
+        async def failed(self, exception: BaseException) -> None:
+            raise error
+
+    class OffTheLoop(asynctasq.SyncTask[None]):
+        def execute(self) -> None:
+            raise LookupError("its own")
+
+        def should_retry(self, exception: BaseException) -> bool:
+            raise error
+
+        def failed(self, exception: BaseException) -> None:
+            raise error
+
+    ids = [await kind().max_attempts(2).dispatch() for kind in (OnTheLoop, OffTheLoop)]
+    worker = await app.work(4)
+    assert (worker.retried, worker.dead) == (2, 2)
+    for id in ids:
+        info = await app.info(id)
+        assert info.error is not None
+        assert info.error.type == "builtins.LookupError"
+
+
+@pytest.mark.behaviour(18)
+async def test_a_task_that_raises_our_timeout_itself_is_an_ordinary_failure(app: App) -> None:
+    @task(max_attempts=1)
+    async def impatient() -> None:
+        raise asynctasq.errors.TaskTimeout("its own")
+
+    id = await impatient().dispatch()
+    await app.work(1)
+    info = await app.info(id)
+    assert info.error is not None
+    assert (info.error.type, info.error.message) == ("asynctasq.errors.TaskTimeout", "its own")
+
+
 # ---- results
 
 

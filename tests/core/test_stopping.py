@@ -15,6 +15,7 @@ import pytest
 import asynctasq
 from asynctasq import task
 from asynctasq.core.message import Message
+from asynctasq.core.worker import FLUSH_LIMIT
 from asynctasq.errors import BrokerUnavailable
 from asynctasq.tasks import BaseTask
 from scripts.services import SERVICES, Service
@@ -93,6 +94,59 @@ async def test_a_thread_that_does_not_end_does_not_hold_the_stop(app: App) -> No
         before = time.monotonic()
     assert time.monotonic() - before < 0.1 + 5
     assert await app.counts() == {"pending": 1}
+
+
+@pytest.mark.behaviour(23)
+async def test_a_worker_that_is_cancelled_gives_back_what_it_holds_and_writes_down_what_ended(app: App) -> None:
+    ends: list[str] = []
+
+    @task
+    async def long() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ends.append("long")
+
+    @task
+    async def short() -> None:
+        ends.append("short")
+
+    await long().dispatch()
+    await short().dispatch()
+    worker = asynctasq.Worker(concurrency=2, shutdown_timeout=60)
+    running = asyncio.create_task(worker.start())
+    await until(lambda: ends)
+    running.cancel()
+    before = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert time.monotonic() - before < 5
+    assert ends == ["short", "long"]
+    assert await app.counts() == {"pending": 1}
+
+
+@pytest.mark.behaviour(23)
+async def test_a_draining_worker_writes_its_outcomes_however_long_the_broker_is_away(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @task
+    async def quick() -> None: ...
+
+    await quick().dispatch()
+    worker = asynctasq.Worker(drain=True)
+    ack = worker._driver.ack
+    back = time.monotonic() + FLUSH_LIMIT + 1
+
+    async def away(done: Any) -> Any:
+        if time.monotonic() < back:
+            raise BrokerUnavailable("not there")
+        return await ack(done)
+
+    monkeypatch.setattr(worker._driver, "ack", away)
+    async with asyncio.timeout(20):
+        await worker.start()
+    assert worker.completed == 1
+    assert await app.counts() == {}
 
 
 # ---- the broker restarts
