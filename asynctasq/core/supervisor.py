@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 
@@ -31,14 +32,17 @@ class Supervisor:
     def __init__(self, processes: int, command: Sequence[str]) -> None:
         self._slots = [_Slot(command) for _ in range(processes)]
         self._stopping = 0
-        self._woken = threading.Event()
+        """How often it was told to stop."""
+        self._passed_on = 0
+        # Not an Event: its lock may be held by what a signal interrupts, and set() would wait for it for ever.
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def run(self) -> int:
         previous = {number: signal.signal(number, self._on_signal) for number in (*STOPPING, signal.SIGCHLD)}
         try:
             while self._step():
-                self._woken.wait(self._next_start())
-                self._woken.clear()
+                with contextlib.suppress(queue.Empty):
+                    self._woken.get(timeout=self._next_start())
         finally:
             for slot in self._slots:
                 slot.send(signal.SIGTERM)
@@ -47,15 +51,20 @@ class Supervisor:
         return max(slot.code for slot in self._slots)
 
     def _step(self) -> bool:
-        """Start what is to be started; whether anything runs or is to run again."""
+        """Start what is to be started and pass signals on; whether anything runs or is to run again."""
         now = time.monotonic()
         for slot in self._slots:
             slot.look(now)
             if slot.code == USAGE and not self._stopping:
                 # Restarting does not mend a wrong setting; nor are the others better off.
-                self._stop()
+                self._stopping += 1
             if not self._stopping and slot.starts_at is not None and now >= slot.starts_at:
                 slot.start(now)
+        # Only here, so that a process which was just being started is told too. A second signal means at once.
+        while self._passed_on < self._stopping:
+            self._passed_on += 1
+            for slot in self._slots:
+                slot.send(signal.SIGTERM)
         return any(
             slot.process is not None or (slot.starts_at is not None and not self._stopping) for slot in self._slots
         )
@@ -66,15 +75,8 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: object) -> None:
         if number in STOPPING:
-            self._stop()
-        self._woken.set()
-
-    def _stop(self) -> None:
-        """Each further signal is passed on too: a second one means at once."""
-        self._stopping += 1
-        for slot in self._slots:
-            slot.send(signal.SIGTERM)
-        self._woken.set()
+            self._stopping += 1
+        self._woken.put(None)
 
 
 class _Slot:
