@@ -118,6 +118,9 @@ class Executor:
             return cast("tuple[list[Any], dict[str, Any]]", await self._call(lambda: codec.decode_arguments(body)))
 
     async def _in_loop(self, attempt: Attempt, message: Message, task: BaseTask[Any]) -> Any:
+        if attempt.called_off:
+            # Before it began: while its arguments were read, or before its first step.
+            raise asyncio.CancelledError
         current = cast("asyncio.Task[Any]", asyncio.current_task())
         attempt.on_stop(current.cancel)
         timer = None
@@ -134,7 +137,11 @@ class Executor:
             attempt.on_stop(_nothing)
             if timer is not None:
                 timer.cancel()
-            # A task that cancelled itself, or that we did: the cancellation is not to hit what follows.
+            # A task that cancelled itself, or that we did: the cancellation is not to hit what follows. One that is
+            # still on its way arrives here; Python before 3.13 would else take what returned for cancelled.
+            if current.cancelling():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
             while current.cancelling():
                 current.uncancel()
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 
 from asynctasq.core.message import Lease
 from asynctasq.drivers.base import Driver
-from asynctasq.errors import AsyncTasQError
 
 logger = logging.getLogger("asynctasq.worker")
 
@@ -108,8 +107,10 @@ class Keeper:
                 await driver.connect()
                 self._driver = driver
             lost = await self._driver.extend(due)
-        except AsyncTasQError as exc:
-            logger.warning("%d leases could not be extended, trying again: %s", len(due), exc)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the leases are not to run out for it unsaid
+            logger.warning(
+                "%d leases could not be extended, trying again: %s", len(due), str(exc) or type(exc).__name__
+            )
             await self._disconnect()
             return
         for lease in due:
@@ -134,5 +135,5 @@ class Keeper:
     async def _disconnect(self) -> None:
         driver, self._driver = self._driver, None
         if driver is not None:
-            with contextlib.suppress(AsyncTasQError):
+            with contextlib.suppress(Exception):
                 await driver.close()

@@ -268,15 +268,21 @@ async def test_a_task_that_cancels_itself_or_its_children_hits_nobody_else(app: 
         await asyncio.sleep(5)
 
     @task
+    async def cancel_self_and_return() -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+
+    @task
     async def cancel_child() -> None:
         child = asyncio.create_task(asyncio.sleep(5))
         child.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await child
 
-    ids = await asynctasq.dispatch_many([cancel_self(), cancel_child()])
-    worker = await app.work(2)
-    assert (worker.completed, worker.dead) == (1, 1)
+    ids = await asynctasq.dispatch_many([cancel_self(), cancel_child(), cancel_self_and_return()])
+    worker = await app.work(3)
+    assert (worker.completed, worker.dead) == (2, 1)
     info = await app.info(ids[0])
     assert info.error is not None
     assert info.error.type == "asynctasq.errors.TaskCancelled"

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,29 @@ async def test_tasks_of_five_leases_run_once(app: App, ledger: Ledger, caplog: p
     said = other.output + caplog.text
     assert "the event loop has been blocked for" in said
     assert block.task_name in said
+
+
+@pytest.mark.behaviour(20)
+async def test_a_keeper_survives_whatever_its_driver_raises(
+    app: App, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = 1.0
+    app.configure(default_visibility_timeout=lease)
+    await nap(str(ledger), "long", 3 * lease).dispatch()
+    worker = asynctasq.Worker(max_tasks=1)
+    extend = type(worker._driver).extend
+    failures = [RuntimeError("can't start new thread")]
+
+    async def failing(self: Any, leases: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await extend(self, leases)
+
+    monkeypatch.setattr(type(worker._driver), "extend", failing)
+    await worker.start()
+    assert (worker.completed, failures) == (1, [])
+    assert "could not be extended, trying again: can't start new thread" in caplog.text
+    assert len(ledger.starts()) == 1
 
 
 @pytest.mark.behaviour(20)
