@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from asynctasq.drivers.base import Driver
-from asynctasq.drivers.sql import SqlDriver
+from asynctasq.drivers.postgres import PostgresDriver
+from asynctasq.drivers.sql import SqlDriver, to_json
 from asynctasq.errors import BrokerUnavailable
 from tests.drivers.conftest import ids, message
 
@@ -35,3 +36,17 @@ async def test_a_claim_that_fails_half_way_hands_out_what_it_has_taken(
     assert ids(await sql.claim(["first", "second"], 10, 0)) == [first.id]
     with pytest.raises(BrokerUnavailable):
         await sql.claim(["first", "second"], 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("statement", "condition"),
+    [("promote", "Index Cond: (available_at <= "), ("expired", "Index Cond: (locked_until < ")],
+)
+async def test_maintenance_reads_what_is_due_and_nothing_behind_it(
+    sql: SqlDriver, statement: str, condition: str
+) -> None:
+    if not isinstance(sql, PostgresDriver):
+        pytest.skip("has no plan to ask for")
+    sql._text["plan"] = b"EXPLAIN " + sql._text[statement]
+    plan = [row[0] for row in await sql._fetch("plan", queues=to_json(["work"]), limit=10)]
+    assert any(condition in line for line in plan), plan

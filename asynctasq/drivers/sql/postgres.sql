@@ -176,7 +176,7 @@ SELECT (SELECT extract(epoch FROM available_at - clock_timestamp())::float8 FROM
 -- name: promote
 WITH chosen AS MATERIALIZED (
     SELECT id FROM {queue}
-    WHERE status = 'scheduled' AND available_at <= clock_timestamp()
+    WHERE status = 'scheduled' AND available_at <= (SELECT clock_timestamp())
       AND %(queues)s::jsonb ? queue_name
     ORDER BY available_at
     LIMIT %(limit)s
@@ -188,7 +188,7 @@ SELECT pg_notify('asynctasq', queue_name), n FROM (SELECT queue_name, count(*) A
 -- name: expired
 SELECT id, queue_name, payload, current_attempt, max_attempts, receipt, visibility_timeout, worker
 FROM {queue}
-WHERE status = 'processing' AND locked_until < clock_timestamp()
+WHERE status = 'processing' AND locked_until < (SELECT clock_timestamp())
   AND %(queues)s::jsonb ? queue_name
 ORDER BY locked_until
 LIMIT %(limit)s
