@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from asynctasq.core.message import check_queue_name
 from asynctasq.errors import ConfigurationError, UnknownOption
@@ -75,6 +75,12 @@ def _not_empty(value: str) -> str | None:
     return None if value.strip() else "must not be empty"
 
 
+def _is_cut_short(parts: SplitResult) -> bool:
+    """Whether a password with an unescaped '/', '?' or '#' seems to end the address: its rest has the '@'."""
+    rest = parts.path + parts.query.partition("=")[0] + parts.fragment
+    return "@" not in parts.netloc and parts.scheme != "unix" and "@" in rest
+
+
 def _url(*schemes: str) -> Callable[[str], str | None]:
     """A check that says what is wrong without repeating the value: it may hold a password."""
 
@@ -89,6 +95,8 @@ def _url(*schemes: str) -> Callable[[str], str | None]:
             return f"must start with {allowed}"
         if parts.netloc.count("@") > 1:
             return "must have '@' in its user name or password percent-encoded as %40"
+        if _is_cut_short(parts):
+            return "must have '/', '?' and '#' in its password percent-encoded"
         return None
 
     return check
@@ -349,6 +357,8 @@ def mask_url(url: str) -> str:
     """``url`` with the password, and any query values, replaced by ``***``."""
     try:
         parts = urlsplit(url)
+        if _is_cut_short(parts):
+            return "***"
         user, at, host = parts.netloc.rpartition("@")
         name, colon, _ = user.partition(":")
         query = re.sub(r"=[^&]*", "=***", parts.query)

@@ -351,6 +351,18 @@ def test_a_configuration_shows_no_secret() -> None:
     assert mask_url(f"redis://u:{SECRET}@[::1") == "***"
 
 
+@pytest.mark.behaviour(6)
+@pytest.mark.parametrize("sign", ["/", "?", "#"])
+def test_a_password_that_ends_the_address_is_refused_and_not_shown(sign: str) -> None:
+    for option, scheme in (("redis_url", "redis"), ("postgres_dsn", "postgresql")):
+        url = f"{scheme}://u:12{sign}{SECRET}@host/0"
+        with pytest.raises(ValueError, match=f"{option} must have .* percent-encoded") as raised:
+            Config.make({option: url})
+        assert SECRET not in str(raised.value)
+        assert mask_url(url) == "***"
+    Config.make({"redis_url": "unix:///run/redis@1.sock", "postgres_dsn": "postgresql:///db?options=-ca=b@c"})
+
+
 # ---- environment
 
 
