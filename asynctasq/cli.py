@@ -167,8 +167,8 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_worker(namespace: argparse.Namespace) -> int:
-    """Run a worker, or several under a supervisor, until they end."""
+def run_worker(namespace: argparse.Namespace, starting: Callable[[Worker], object] | None = None) -> int:
+    """Run a worker, or several under a supervisor, until they end. ``starting`` is given a single one on its loop."""
     if namespace.processes > 1:
         return supervisor.run(namespace.processes)
     worker_arguments = {
@@ -185,7 +185,10 @@ def run_worker(namespace: argparse.Namespace) -> int:
     }
 
     async def work() -> None:
-        await Worker(**worker_arguments).start()
+        worker = Worker(**worker_arguments)
+        if starting is not None:
+            starting(worker)
+        await worker.start()
 
     run_async(work())
     return OK

@@ -40,9 +40,7 @@ class CoreCommand(BaseCommand):
             conf.use_flags(given)
             code = self.execute_core(namespace)
         except AsyncTasQError as exc:
-            raise CommandError(
-                str(exc), returncode=cli.USAGE if isinstance(exc, ConfigurationError) else cli.FAILED
-            ) from exc
+            raise CommandError(str(exc), returncode=exit_code(exc)) from exc
         if code:
             sys.exit(code)
 
@@ -51,6 +49,11 @@ class CoreCommand(BaseCommand):
         out, err = cast(Any, self.stdout)._out, cast(Any, self.stderr)._out
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             return type(self).run(namespace)
+
+
+def exit_code(error: AsyncTasQError) -> int:
+    """As the core's command line has it: 2 for what is wrong with the settings."""
+    return cli.USAGE if isinstance(error, ConfigurationError) else cli.FAILED
 
 
 def log(verbosity: int) -> None:

@@ -13,11 +13,13 @@ import pytest
 from django.db import connections, transaction
 
 from asynctasq_django import db
+from tests.django.app import tasks as watched
 from tests.django.app.models import Note
 from tests.django.app.tasks import (
     Shout,
     accept,
     fail,
+    linger,
     note_backend,
     note_backend_async,
     note_backend_in_process,
@@ -81,6 +83,29 @@ def test_a_worker_that_reloads_runs_tasks_and_ends_at_sigterm(use: Callable[...,
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+def test_what_runs_when_code_changes_is_run_again_at_once(use: Callable[..., Broker]) -> None:
+    """And not when its lease has run out."""
+    broker = use("sqlite", default_visibility_timeout=300)
+    process = Manage.on("default", broker.settings).start("asynctasq_worker", "--reload")
+    try:
+        linger("x").dispatch_sync()
+        eventually(lambda: notes() == ["x"])
+        Path(watched.__file__).touch()
+        eventually(lambda: notes() == ["x", "x again"])
+        eventually(lambda: broker.tasks() == [])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+
+
+def test_a_worker_that_reloads_says_in_one_line_what_is_wrong(use: Callable[..., Broker]) -> None:
+    broker = use("postgres", postgres_queue_table="nowhere")
+    code, errors = Manage.on("postgres", broker.settings).fails("asynctasq_worker", "--reload")
+    assert code == 2
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("CommandError: the queue tables are missing")
 
 
 def test_several_processes_share_a_queue(use: Callable[..., Broker]) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sys
+import threading
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Callable
 
 from django.conf import settings
 from django.utils import autoreload
 
-from asynctasq import cli
+from asynctasq import Worker, cli
 from asynctasq.core import supervisor
-from asynctasq_django.management.base import CoreCommand
+from asynctasq.errors import AsyncTasQError
+from asynctasq_django.management.base import CoreCommand, exit_code
+
+STOP_LIMIT = 5.0
+"""Seconds for what runs to be given back when code has changed."""
 
 
 class Command(CoreCommand):
@@ -32,8 +40,33 @@ class Command(CoreCommand):
             return supervisor.run(namespace.processes, [*sys.orig_argv, "--processes", "1", "--no-reload"])
         ends = namespace.drain or namespace.max_tasks is not None
         wanted = settings.DEBUG if namespace.reload is None else namespace.reload
-        if wanted and not ends:
-            # In its own thread, as runserver's: a change or a signal ends it where it is, and leases bring it back.
-            autoreload.run_with_reloader(cli.run_worker, namespace)
-            return cli.OK
-        return cli.run_worker(namespace)
+        return self._run_reloading(namespace) if wanted and not ends else cli.run_worker(namespace)
+
+    def _run_reloading(self, namespace: Namespace) -> int:
+        """As runserver: the worker in a thread, in a process that another replaces when code changes."""
+        stops: list[Callable[[], object]] = []
+        ended = threading.Event()
+
+        def starting(worker: Worker) -> None:
+            loop = asyncio.get_running_loop()
+            stops.append(lambda: loop.call_soon_threadsafe(worker.stop))
+
+        def work() -> None:
+            try:
+                cli.run_worker(namespace, starting)
+            except AsyncTasQError as exc:
+                self.stderr.write(f"CommandError: {exc}")
+                # From a thread there is no other way out; runserver takes it too.
+                os._exit(exit_code(exc))
+            finally:
+                ended.set()
+
+        try:
+            autoreload.run_with_reloader(work)
+        finally:
+            # The process is about to end. What runs would otherwise stay leased for as long as its lease lasts.
+            if stops and not ended.is_set():
+                for stop in stops * 2:  # the second time means at once
+                    stop()
+                ended.wait(STOP_LIMIT)
+        return cli.OK

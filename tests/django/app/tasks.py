@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -100,6 +101,16 @@ async def note_backend_async() -> None:
 @task(process=True, max_attempts=3, retry_delay=0)
 async def note_backend_in_process() -> None:
     await sync_to_async(_note_backend)()
+
+
+@task
+def linger(text: str) -> None:
+    """Does not end by itself, unless it is run again."""
+    if Note.objects.filter(text=text).exists():
+        Note.objects.create(text=f"{text} again")
+        return
+    Note.objects.create(text=text)
+    time.sleep(300)
 
 
 @task
