@@ -70,11 +70,25 @@ def read() -> Settings:
     for name, value in own.items():
         own[name] = _OWN[name](name, value)
     made = Settings(core=given, **own)
-    if "driver" not in given and "ASYNCTASQ_DRIVER" not in os.environ and (not raw or made.database is not None):
-        driver = DRIVERS.get(connections[made.database or "default"].vendor)
-        if driver is not None:
-            return dataclasses.replace(made, core={**given, "driver": driver})
+    vendor = connections[made.database or "default"].vendor
+    driver = given.get("driver") or os.environ.get("ASYNCTASQ_DRIVER")
+    if driver is None and vendor in DRIVERS and (not raw or made.database is not None):
+        return dataclasses.replace(made, core={**given, "driver": DRIVERS[vendor]})
+    if made.database is not None:
+        _check_vendor(made, vendor, driver)
     return made
+
+
+def _check_vendor(made: Settings, vendor: str, driver: Any) -> None:
+    """An alias is either where the queue is or, beside an address of its own, whose transactions count."""
+    if driver is None:
+        raise ConfigurationError(f"database: no driver keeps a queue in {vendor}; name another alias, or a driver")
+    place = _PLACE.get(driver) if isinstance(driver, str) else None
+    elsewhere = place is None or place in made.core or f"ASYNCTASQ_{place.upper()}" in os.environ
+    if not elsewhere and DRIVERS.get(vendor) != driver:
+        raise ConfigurationError(
+            f"database {made.database!r} is {vendor} and driver is {driver!r}: name another alias or driver, or {place}"
+        )
 
 
 def _alias(name: str, value: Any) -> str | None:

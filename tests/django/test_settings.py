@@ -74,6 +74,22 @@ def test_a_sql_driver_with_an_address_of_its_own_is_there(settings: Any) -> None
     assert drivers.create("sqlite", Config.get()).config.sqlite_path == "elsewhere.sqlite3"
 
 
+def test_an_alias_beside_an_address_is_whose_transactions_count(settings: Any) -> None:
+    settings.ASYNCTASQ = {"database": "default", "driver": "postgres", "postgres_dsn": "postgresql://elsewhere/x"}
+    assert conf.problem is None
+    assert conf.alias_of("postgres", Config.get()) is None
+
+
+def test_an_alias_of_a_database_without_a_driver_needs_one_named(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections["default"], "vendor", "oracle")
+    settings.ASYNCTASQ = {"database": "default"}
+    assert str(conf.problem).startswith("database: no driver keeps a queue in oracle")
+    settings.ASYNCTASQ = {"database": "default", "driver": "redis"}
+    assert conf.problem is None
+
+
 def test_an_alias_in_the_settings_goes_before_an_address_in_the_environment(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +172,8 @@ def test_event_emitters_are_made_from_their_paths(settings: Any) -> None:
         ({"driver": "redis", "DRIVER": "redis"}, "'driver' twice"),
         ({"database": "defualt"}, r"database must be an alias of DATABASES \(did you mean 'default'\?\)"),
         ({"database": []}, "database must be an alias"),
+        ({"database": "default", "driver": "postgres"}, "database 'default' is sqlite and driver is 'postgres'"),
+        ({"database": "default", "driver": 5}, "driver must be str"),
         ({"driver": "rediss"}, "driver must be"),
         ({"driver": "redis", "redis_db": 16}, "redis_db must be between 0 and 15"),
         ({"driver": "redis", "redis_db": "1"}, "redis_db must be int"),
