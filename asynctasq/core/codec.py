@@ -23,6 +23,8 @@ from asynctasq.errors import AsyncTasQError, DecodeError, EncodeError
 MAX_DEPTH: Final = 64
 MAX_ITEMS: Final = 100_000
 """Bounds of what is packed and of what is unpacked, containers counted with their members."""
+MAX_RESULT_BYTES: Final = 4 * 1024 * 1024
+"""Outcomes are written in batches: one result is not to hold up all others."""
 
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 1, 2, 3, 4, 5, 6
 _SET, _FROZENSET, _TUPLE, _ENUM, _INT, _PAIRS = 7, 8, 9, 10, 11, 12
@@ -95,6 +97,16 @@ def decode_arguments(body: bytes, *, blocking: bool = True) -> tuple[list[Any], 
 def encode_value(value: Any, path: str = "result") -> bytes:
     """One value, for results."""
     return _encoder.encode(_Packer().pack(value, path, 0))
+
+
+def encode_result(value: Any) -> bytes:
+    """What a task returned. Raises EncodeError also when it is larger than MAX_RESULT_BYTES."""
+    packed = encode_value(value)
+    if len(packed) > MAX_RESULT_BYTES:
+        raise EncodeError(
+            f"result has {len(packed)} bytes, at most {MAX_RESULT_BYTES} are kept; store it elsewhere and return where"
+        )
+    return packed
 
 
 def decode_value(data: bytes, *, blocking: bool = True) -> Any:

@@ -10,7 +10,7 @@ from asynctasq import _sync
 from asynctasq.config import Config
 from asynctasq.core import codec, context
 from asynctasq.core.events import EventBus, EventType, TaskEvent
-from asynctasq.core.message import Message, new_id, utcnow
+from asynctasq.core.message import MAX_MESSAGE_BYTES, Message, encode, new_id, utcnow
 from asynctasq.errors import BrokerUnavailable, EncodeError, NotSupported, PayloadTooLarge
 from asynctasq.tasks.options import from_configuration
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PRODUCER_DEADLINE = 3.0
 """Seconds a producer waits for the broker, for each started thousand of messages."""
 BATCH = 1_000
+MAX_HEADERS = 1_000_000
+"""Bytes of a message beside its body, at the most."""
 
 
 class Drivers(Protocol):
@@ -91,6 +93,8 @@ class Dispatcher:
             available_at=task._available_at,
             correlation_id=options.get("correlation_id") or inherited,
         )
+        if len(message.body) > MAX_MESSAGE_BYTES - MAX_HEADERS:
+            encode(message)  # Raises PayloadTooLarge now, before any message of the call is sent.
         return driver, message
 
     async def send(self, driver: str | Driver, messages: Sequence[Message]) -> None:

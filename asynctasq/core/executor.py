@@ -242,7 +242,7 @@ class Executor:
         keep = self.config.keep_completed_tasks
         if keep or self.events.active:
             try:
-                packed = codec.encode_value(result)
+                packed = codec.encode_result(result)
             except EncodeError as exc:
                 # It did its work: running it again would not make the result any better.
                 logger.warning("task %s: its result is not kept: %s", attempt.lease.id, printable(str(exc)))

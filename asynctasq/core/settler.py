@@ -16,6 +16,7 @@ from asynctasq.errors import BrokerError
 logger = logging.getLogger("asynctasq.worker")
 
 MAX_BATCH = 1_000
+MAX_BATCH_BYTES = 16 * 1024 * 1024
 BACKOFF_FIRST, BACKOFF_LAST = 0.1, 5.0
 """Seconds between tries while the broker is away. Each is safe to repeat: it is fenced by its receipt."""
 
@@ -49,11 +50,22 @@ class Settler:
     async def _flush(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                count = self._batch_size()
+                batch, self._waiting = self._waiting[:count], self._waiting[count:]
                 for write, outcomes in self._by_kind(batch):
                     await self._write(write, outcomes)
         finally:
             self._flushing = None
+
+    def _batch_size(self) -> int:
+        """How many of those that wait go into one batch: by number and by the bytes of their results."""
+        count = size = 0
+        for outcome in self._waiting[:MAX_BATCH]:
+            size += len(outcome.result or b"") if isinstance(outcome, Done) else 0
+            if count and size > MAX_BATCH_BYTES:
+                break
+            count += 1
+        return count
 
     def _by_kind(self, batch: Sequence[Outcome]) -> list[tuple[Callable[[Any], Awaitable[list[Lease]]], list[Any]]]:
         groups: dict[type[Outcome], list[Any]] = {}

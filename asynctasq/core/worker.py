@@ -25,7 +25,7 @@ from asynctasq.core.settler import Settler
 from asynctasq.core.threads import Threads
 from asynctasq.drivers.base import Driver
 from asynctasq.drivers.base import worker_id as new_worker_id
-from asynctasq.errors import BrokerError, ConfigurationError
+from asynctasq.errors import AsyncTasQError, BrokerError, ConfigurationError
 from asynctasq.tasks.infrastructure import ProcessPoolManager
 
 logger = logging.getLogger("asynctasq.worker")
@@ -140,6 +140,9 @@ class Worker:
             with context.marked_records, self._signals(loop):
                 if await self._connect():
                     await self._work()
+                else:
+                    with contextlib.suppress(AsyncTasQError, TimeoutError):
+                        await asyncio.wait_for(self._driver.close(), CLOSE_LIMIT)
         finally:
             self._threads.stop()
 

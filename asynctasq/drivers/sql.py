@@ -14,7 +14,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -265,26 +265,33 @@ class SqlDriver(Driver, Inspector):
         return held
 
     async def maintain(self, queues: Sequence[str], limit: int) -> Maintenance:
-        if not queues:
-            return Maintenance()
-        names = to_json(list(queues))
-        scheduled, expiry = (await self._fetch("due", queues=names))[0]
+        names = to_json(list(dict.fromkeys(queues)))
         promoted = recovered = buried = 0
-        if scheduled is not None and scheduled <= 0:
-            promoted = sum(row[1] for row in await self._fetch("promote", queues=names, limit=limit))
+        due = await self._fetch("due", queues=names) if queues else []
+        for queue, scheduled, expiry in due:
+            # One queue by equality at a time, as in claiming: what others have scheduled is not walked over.
+            if scheduled is not None and scheduled <= 0 and promoted < limit:
+                rows = await self._fetch("promote", queue=queue, limit=limit - promoted)
+                promoted += sum(row[1] for row in rows)
+            if expiry is not None and expiry < 0 and recovered + buried < limit:
+                again, dead = await self._transaction(partial(self._recover, queue, limit - recovered - buried))
+                recovered, buried = recovered + again, buried + dead
+        if promoted:
             self._wake()
-        if expiry is not None and expiry < 0:
-            recovered, buried = await self._transaction(lambda: self._recover(names, limit))
-            scheduled = (await self._fetch("due", queues=names))[0][0]
-        again = promoted >= limit or recovered + buried >= limit
-        next_due = 0.0 if again else None if scheduled is None else max(scheduled, 0.0)
-        return Maintenance(promoted=promoted, recovered=recovered, buried=buried, next_due=next_due)
+        if promoted or recovered:
+            due = await self._fetch("due", queues=names)
+        waits = [max(row[1], 0.0) for row in due if row[1] is not None]
+        if recovered + buried >= limit:
+            waits.append(0.0)
+        return Maintenance(
+            promoted=promoted, recovered=recovered, buried=buried, next_due=min(waits) if waits else None
+        )
 
-    def _recover(self, queues: str, limit: int) -> Steps[tuple[int, int]]:
+    def _recover(self, queue: str, limit: int) -> Steps[tuple[int, int]]:
         again: list[Args] = []
         dead: list[tuple[Args, ErrorInfo]] = []
         for id, _, payload, attempt, max_attempts, receipt, visibility, worker in (
-            yield "expired", {"queues": queues, "limit": limit}
+            yield "expired", {"queue": queue, "limit": limit}
         ):
             row = {"id": id, "receipt": receipt}
             error = worker_lost(attempt, visibility, worker)

@@ -80,7 +80,7 @@ def run(request: Request, setup: Setup, runner: asyncio.Runner | None) -> Reply:
     if not request.keep:
         return Reply(on_demand_loop=on_demand)
     try:
-        packed = codec.encode_value(result)
+        packed = codec.encode_result(result)
     except EncodeError as exc:
         return Reply(on_demand_loop=on_demand, problem=f"its result is not kept: {exc}")
     return Reply(result=packed, result_size=len(packed), on_demand_loop=on_demand)

@@ -8,7 +8,7 @@ import pytest
 
 from asynctasq.drivers.base import Driver
 from asynctasq.drivers.postgres import PostgresDriver
-from asynctasq.drivers.sql import SqlDriver, to_json
+from asynctasq.drivers.sql import SqlDriver
 from asynctasq.errors import BrokerUnavailable
 from tests.drivers.conftest import ids, message
 
@@ -39,14 +39,26 @@ async def test_a_claim_that_fails_half_way_hands_out_what_it_has_taken(
 
 
 @pytest.mark.parametrize(
-    ("statement", "condition"),
-    [("promote", "Index Cond: (available_at <= "), ("expired", "Index Cond: (locked_until < ")],
+    ("statement", "args", "conditions"),
+    [
+        ("promote", {"queue": "work", "limit": 10}, ["queue_name", "available_at <= "]),
+        ("expired", {"queue": "work", "limit": 10}, ["queue_name", "locked_until < "]),
+        ("due", {"queues": '["work"]'}, ["queue_name"]),
+        (
+            "claim",
+            {"queue": "work", "suspect": False, "limit": 10, "worker": "w", "receipt": 1},
+            ["suspect", "queue_name"],
+        ),
+    ],
 )
-async def test_maintenance_reads_what_is_due_and_nothing_behind_it(
-    sql: SqlDriver, statement: str, condition: str
+async def test_what_is_done_each_second_reads_by_index_what_it_needs_and_nothing_behind_it(
+    sql: SqlDriver, statement: str, args: dict[str, Any], conditions: list[str]
 ) -> None:
+    """On tables that were never analysed, too: these are new."""
     if not isinstance(sql, PostgresDriver):
         pytest.skip("has no plan to ask for")
     sql._text["plan"] = b"EXPLAIN " + sql._text[statement]
-    plan = [row[0] for row in await sql._fetch("plan", queues=to_json(["work"]), limit=10)]
-    assert any(condition in line for line in plan), plan
+    plan = [row[0] for row in await sql._fetch("plan", **args)]
+    reads = [line for line in plan if "Index Cond" in line]
+    assert any(all(condition in line for condition in conditions) for line in reads), plan
+    assert not any(word in line for line in plan for word in ("Seq Scan", "Sort")), plan

@@ -24,7 +24,7 @@ from asynctasq.drivers.redis.commands import CHUNK, QUEUES, SHA, Command, base_k
 from asynctasq.drivers.redis.entries import Call, Move, View, buried, by_stream, lease_on, moving, retried
 from asynctasq.drivers.redis.inspector import EPOCH, RedisInspector
 from asynctasq.drivers.redis.link import PRODUCER_DEADLINE, WHO, Link, NoGroup, SyncLink
-from asynctasq.errors import BrokerError
+from asynctasq.errors import AsyncTasQError, BrokerError
 
 if TYPE_CHECKING:
     from asynctasq.config import Config
@@ -130,7 +130,7 @@ class RedisDriver(RedisInspector, Driver):
         """By the server, which knows whether it has handed something out: a read that is merely given up could
         take what this worker releases after it."""
         self._interrupted = True
-        with contextlib.suppress(BrokerError):
+        with contextlib.suppress(AsyncTasQError):
             await self._link.unblock()
 
     async def _claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int) -> list[Lease]:

@@ -28,8 +28,8 @@ CREATE TABLE IF NOT EXISTS {queue} (
     first_failed_at datetime(6),
     last_failed_at datetime(6),
     KEY {index}_pending (queue_name, suspect, status, priority DESC, id),
-    KEY {index}_due (status, available_at),
-    KEY {index}_locked (status, locked_until)
+    KEY {index}_scheduled (queue_name, status, available_at),
+    KEY {index}_processing (queue_name, status, locked_until)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 CREATE TABLE IF NOT EXISTS {dead} (
     id varchar(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,

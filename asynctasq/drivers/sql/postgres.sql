@@ -30,8 +30,8 @@ CREATE TABLE IF NOT EXISTS {queue} (
     last_failed_at timestamptz
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX IF NOT EXISTS {index}_pending ON {queue} (queue_name, suspect, priority DESC, id) WHERE status = 'pending';
-CREATE INDEX IF NOT EXISTS {index}_scheduled ON {queue} (available_at) WHERE status = 'scheduled';
-CREATE INDEX IF NOT EXISTS {index}_processing ON {queue} (locked_until) WHERE status = 'processing';
+CREATE INDEX IF NOT EXISTS {index}_scheduled ON {queue} (queue_name, available_at) WHERE status = 'scheduled';
+CREATE INDEX IF NOT EXISTS {index}_processing ON {queue} (queue_name, locked_until) WHERE status = 'processing';
 CREATE TABLE IF NOT EXISTS {dead} (
     id varchar(64) COLLATE "C" PRIMARY KEY,
     queue_name varchar(128) COLLATE "C" NOT NULL,
@@ -166,18 +166,17 @@ ON CONFLICT (id) DO NOTHING;
 DELETE FROM {queue} AS t USING json_array_elements_text(%(ids)s::json) AS i(id) WHERE t.id = i.id;
 
 -- name: due
-SELECT (SELECT extract(epoch FROM available_at - clock_timestamp())::float8 FROM {queue}
-        WHERE status = 'scheduled' AND %(queues)s::jsonb ? queue_name
-        ORDER BY available_at LIMIT 1),
+SELECT q.name,
+       (SELECT extract(epoch FROM available_at - clock_timestamp())::float8 FROM {queue}
+        WHERE status = 'scheduled' AND queue_name = q.name ORDER BY available_at LIMIT 1),
        (SELECT extract(epoch FROM locked_until - clock_timestamp())::float8 FROM {queue}
-        WHERE status = 'processing' AND %(queues)s::jsonb ? queue_name
-        ORDER BY locked_until LIMIT 1);
+        WHERE status = 'processing' AND queue_name = q.name ORDER BY locked_until LIMIT 1)
+FROM json_array_elements_text(%(queues)s::json) AS q(name);
 
 -- name: promote
 WITH chosen AS MATERIALIZED (
     SELECT id FROM {queue}
-    WHERE status = 'scheduled' AND available_at <= (SELECT clock_timestamp())
-      AND %(queues)s::jsonb ? queue_name
+    WHERE status = 'scheduled' AND queue_name = %(queue)s AND available_at <= (SELECT clock_timestamp())
     ORDER BY available_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED),
@@ -188,8 +187,7 @@ SELECT pg_notify('asynctasq', queue_name), n FROM (SELECT queue_name, count(*) A
 -- name: expired
 SELECT id, queue_name, payload, current_attempt, max_attempts, receipt, visibility_timeout, worker
 FROM {queue}
-WHERE status = 'processing' AND locked_until < (SELECT clock_timestamp())
-  AND %(queues)s::jsonb ? queue_name
+WHERE status = 'processing' AND queue_name = %(queue)s AND locked_until < (SELECT clock_timestamp())
 ORDER BY locked_until
 LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED;
@@ -237,7 +235,7 @@ SELECT id, queue_name, task, status, priority, current_attempt, max_attempts, pa
        extract(epoch FROM finished_at)::float8, worker, correlation_id, result,
        error_type, error_message, error_traceback,
        extract(epoch FROM first_failed_at)::float8, extract(epoch FROM last_failed_at)::float8
-FROM (SELECT * FROM {queue} WHERE status = 'processing' ORDER BY locked_until LIMIT %(scan)s) AS t
+FROM (SELECT * FROM {queue} WHERE status = 'processing' LIMIT %(scan)s) AS t
 WHERE id < %(before)s
   AND (%(queue)s::text IS NULL OR queue_name = %(queue)s)
   AND (%(task)s::text IS NULL OR task = %(task)s)

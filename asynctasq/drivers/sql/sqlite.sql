@@ -31,8 +31,8 @@ CREATE TABLE IF NOT EXISTS {queue} (
     last_failed_at real
 );
 CREATE INDEX IF NOT EXISTS {index}_pending ON {queue} (queue_name, suspect, priority DESC, id) WHERE status = 'pending';
-CREATE INDEX IF NOT EXISTS {index}_scheduled ON {queue} (available_at) WHERE status = 'scheduled';
-CREATE INDEX IF NOT EXISTS {index}_processing ON {queue} (locked_until) WHERE status = 'processing';
+CREATE INDEX IF NOT EXISTS {index}_scheduled ON {queue} (queue_name, available_at) WHERE status = 'scheduled';
+CREATE INDEX IF NOT EXISTS {index}_processing ON {queue} (queue_name, locked_until) WHERE status = 'processing';
 CREATE TABLE IF NOT EXISTS {dead} (
     id text PRIMARY KEY NOT NULL,
     queue_name text NOT NULL,
@@ -140,19 +140,19 @@ ON CONFLICT (id) DO NOTHING;
 DELETE FROM {queue} WHERE id IN (SELECT value FROM json_each(%(ids)s));
 
 -- name: due
-SELECT (SELECT available_at - (julianday('now') - 2440587.5) * 86400.0 FROM {queue}
-        WHERE status = 'scheduled' AND queue_name IN (SELECT value FROM json_each(%(queues)s))
-        ORDER BY available_at LIMIT 1),
+SELECT q.value,
+       (SELECT available_at - (julianday('now') - 2440587.5) * 86400.0 FROM {queue}
+        WHERE status = 'scheduled' AND queue_name = q.value ORDER BY available_at LIMIT 1),
        (SELECT locked_until - (julianday('now') - 2440587.5) * 86400.0 FROM {queue}
-        WHERE status = 'processing' AND queue_name IN (SELECT value FROM json_each(%(queues)s))
-        ORDER BY locked_until LIMIT 1);
+        WHERE status = 'processing' AND queue_name = q.value ORDER BY locked_until LIMIT 1)
+FROM json_each(%(queues)s) AS q;
 
 -- name: promote
 UPDATE {queue} SET status = 'pending'
 WHERE id IN (
     SELECT id FROM {queue}
-    WHERE status = 'scheduled' AND available_at <= (julianday('now') - 2440587.5) * 86400.0
-      AND queue_name IN (SELECT value FROM json_each(%(queues)s))
+    WHERE status = 'scheduled' AND queue_name = %(queue)s
+      AND available_at <= (julianday('now') - 2440587.5) * 86400.0
     ORDER BY available_at
     LIMIT %(limit)s)
 RETURNING queue_name, 1;
@@ -160,8 +160,8 @@ RETURNING queue_name, 1;
 -- name: expired
 SELECT id, queue_name, payload, current_attempt, max_attempts, receipt, visibility_timeout, worker
 FROM {queue}
-WHERE status = 'processing' AND locked_until < (julianday('now') - 2440587.5) * 86400.0
-  AND queue_name IN (SELECT value FROM json_each(%(queues)s))
+WHERE status = 'processing' AND queue_name = %(queue)s
+  AND locked_until < (julianday('now') - 2440587.5) * 86400.0
 ORDER BY locked_until
 LIMIT %(limit)s;
 
@@ -201,7 +201,7 @@ LIMIT %(limit)s;
 SELECT id, queue_name, task, status, priority, current_attempt, max_attempts, payload, created_at, available_at,
        locked_until, started_at, finished_at, worker, correlation_id, result,
        error_type, error_message, error_traceback, first_failed_at, last_failed_at
-FROM (SELECT * FROM {queue} WHERE status = 'processing' ORDER BY locked_until LIMIT %(scan)s)
+FROM (SELECT * FROM {queue} WHERE status = 'processing' LIMIT %(scan)s)
 WHERE id < %(before)s
   AND (%(queue)s IS NULL OR queue_name = %(queue)s)
   AND (%(task)s IS NULL OR task = %(task)s)
