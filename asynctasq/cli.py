@@ -22,11 +22,12 @@ import msgspec
 
 from asynctasq import _runtime, _sync, drivers
 from asynctasq.config import Option, option_types, options, parse_option
-from asynctasq.core import codec, message, supervisor
+from asynctasq.core import message, supervisor
+from asynctasq.core.display import describe_arguments
 from asynctasq.core.events import printable
 from asynctasq.core.worker import Worker
 from asynctasq.drivers.base import TaskInfo, TaskQuery
-from asynctasq.errors import AsyncTasQError, ConfigurationError, DecodeError, NotInitialized
+from asynctasq.errors import AsyncTasQError, ConfigurationError, NotInitialized
 
 T = TypeVar("T")
 
@@ -320,15 +321,6 @@ def _show(task: TaskInfo) -> None:
         print(f"{'error':>14}: {printable(f'{task.error.type}: {task.error.message}')}")
         for line in task.error.traceback.splitlines():
             print(f"    {printable(line)}")
-
-
-def describe_arguments(payload: bytes) -> str:
-    """The call a message stands for, as text; decoded without I/O and without running anything."""
-    try:
-        args, kwargs = codec.decode_arguments(message.decode(payload).body, blocking=False)
-    except (DecodeError, codec.NeedsThread) as exc:
-        return f"<{len(payload)} bytes, not shown: {str(exc) or 'they refer to stored objects'}>"
-    return ", ".join([repr(a) for a in args] + [f"{name}={value!r}" for name, value in kwargs.items()])
 
 
 def run_config(namespace: argparse.Namespace) -> int:

@@ -16,8 +16,8 @@ from django.utils.translation import gettext_lazy as _
 
 import asynctasq
 from asynctasq import _sync
-from asynctasq.cli import describe_arguments
 from asynctasq.core import registry
+from asynctasq.core.display import describe_arguments
 from asynctasq.core.message import STATUSES, Status
 from asynctasq.core.outcome import clip
 from asynctasq.drivers.base import Page, TaskInfo, TaskQuery

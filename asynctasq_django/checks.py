@@ -1,10 +1,12 @@
-"""System checks. ``manage.py check`` runs all but W002, which asks the database (``--database``).
+"""System checks. ``manage.py check`` runs all but W002 and W003, which ask the database (``--database``).
 
 ==================  ====================================================================
 asynctasq.E001      a key of ASYNCTASQ that does not exist
 asynctasq.E002      a wrong value in ASYNCTASQ
 asynctasq.W001      a task may run longer than its visibility timeout
 asynctasq.W002      the queue tables are missing in the database that the driver uses
+asynctasq.W003      that database does not answer
+asynctasq.W004      a driver that this version does not have
 ==================  ====================================================================
 """
 
@@ -14,10 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.core import checks
-from django.db import DatabaseError, connections, transaction
+from django.db import DatabaseError, OperationalError, connections, transaction
 
 from asynctasq import Config
 from asynctasq.core import registry
+from asynctasq.drivers import PATHS
 from asynctasq.errors import UnknownOption
 from asynctasq_django import conf
 
@@ -30,11 +33,25 @@ def install() -> None:
 
 
 def settings_are_right(**kwargs: Any) -> list[checks.CheckMessage]:
-    """E001 and E002."""
+    """E001, E002 and W004."""
     if conf.problem is None:
-        return []
+        return _driver_exists()
     id = "asynctasq.E001" if isinstance(conf.problem, UnknownOption) else "asynctasq.E002"
     return [checks.Error(f"ASYNCTASQ: {conf.problem}", id=id)]
+
+
+def _driver_exists() -> list[checks.CheckMessage]:
+    """W004. A warning, for its tables can be migrated already."""
+    driver = Config.get().driver
+    if driver in PATHS:
+        return []
+    return [
+        checks.Warning(
+            f"ASYNCTASQ: driver {driver!r} is not available in this version",
+            hint=f"Choose one of {', '.join(PATHS)}; nothing can be dispatched until then.",
+            id="asynctasq.W004",
+        )
+    ]
 
 
 def timeouts_fit(**kwargs: Any) -> list[checks.CheckMessage]:
@@ -71,14 +88,21 @@ def tables_exist(databases: Sequence[str] | None = None, **kwargs: Any) -> list[
     alias = conf.alias_of(config.driver, config)
     if alias is None or alias not in (databases or ()):
         return []
-    missing = [name for name in conf.table_names() if not _exists(alias, name)]
+    try:
+        missing = [name for name in conf.table_names() if not _exists(alias, name)]
+    except OperationalError as exc:
+        line = str(exc).strip().partition("\n")[0]
+        return [
+            checks.Warning(f"the database {alias!r} cannot be asked for the queue tables: {line}", id="asynctasq.W003")
+        ]
     if not missing:
         return []
     option = "" if alias == "default" else f" --database {alias}"
     return [
         checks.Warning(
             f"the queue tables {' and '.join(missing)} are missing in the database {alias!r}",
-            hint=f"Run 'manage.py migrate asynctasq_django{option}'.",
+            hint=f"Run 'manage.py migrate asynctasq_django{option}'. If it has run, and the names of the tables were "
+            "changed since, migrate to zero under the old names first, or rename the tables.",
             id="asynctasq.W002",
         )
     ]

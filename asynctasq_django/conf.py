@@ -20,7 +20,7 @@ from asynctasq.errors import ConfigurationError, UnknownOption
 
 DRIVERS = {"postgresql": "postgres", "mysql": "mysql", "sqlite": "sqlite"}
 """Which driver keeps its tables in a database of this vendor."""
-_PLACE = {"postgres": "postgres_dsn", "mysql": "mysql_dsn", "sqlite": "sqlite_path"}
+PLACES = {"postgres": "postgres_dsn", "mysql": "mysql_dsn", "sqlite": "sqlite_path"}
 """The option that says where a SQL driver's database is; when it is not given, a Django alias is used."""
 
 
@@ -83,7 +83,7 @@ def _check_vendor(made: Settings, vendor: str, driver: Any) -> None:
     """An alias is either where the queue is or, beside an address of its own, whose transactions count."""
     if driver is None:
         raise ConfigurationError(f"database: no driver keeps a queue in {vendor}; name another alias, or a driver")
-    place = _PLACE.get(driver) if isinstance(driver, str) else None
+    place = PLACES.get(driver) if isinstance(driver, str) else None
     elsewhere = place is None or place in made.core or f"ASYNCTASQ_{place.upper()}" in os.environ
     if not elsewhere and DRIVERS.get(vendor) != driver:
         raise ConfigurationError(
@@ -129,7 +129,7 @@ def use_flags(given: Mapping[str, Any]) -> None:
 
 def alias_of(driver: str, config: Config) -> str | None:
     """The alias of DATABASES whose database this driver's tables are in; None when they are elsewhere."""
-    place = _PLACE.get(driver)
+    place = PLACES.get(driver)
     if place is None or place in current.core:
         return None
     # Settings that name the alias go before an address in the environment, as all settings do.
@@ -168,7 +168,7 @@ def located(driver: str, config: Config) -> Config:
     place = str(database["NAME"]) if driver == "sqlite" else dsn(driver, database)
     known = _located.get((driver, place))
     if known is None or known.given is not config.given:
-        values: dict[str, Any] = {_PLACE[driver]: place}
+        values: dict[str, Any] = {PLACES[driver]: place}
         known = _located[driver, place] = dataclasses.replace(config, **values)
     return known
 

@@ -31,6 +31,16 @@ _SET, _FROZENSET, _TUPLE, _ENUM, _INT, _PAIRS = 7, 8, 9, 10, 11, 12
 _CUSTOM: Final = 20
 
 
+class Shown(NamedTuple):
+    """Stands for a value of a registered type, where values are only shown."""
+
+    name: str
+    plain: Any
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.plain!r}>"
+
+
 class _CustomType(NamedTuple):
     name: str
     cls: type[Any]
@@ -87,7 +97,15 @@ def decode_arguments(body: bytes, *, blocking: bool = True) -> tuple[list[Any], 
     Raises DecodeError for what is not ours or is out of bounds, and NeedsThread when ``blocking`` is False and a
     type needs I/O.
     """
-    value = decode_value(body, blocking=blocking)
+    return _pair(decode_value(body, blocking=blocking))
+
+
+def decode_for_display(body: bytes) -> tuple[list[Any], dict[str, Any]]:
+    """The same to look at: a value of a registered type is a ``Shown``, its decoding is not run."""
+    return _pair(_decode(body, _display_decoder))
+
+
+def _pair(value: Any) -> tuple[list[Any], dict[str, Any]]:
     match value:
         case [list() as args, dict() as kwargs] if all(type(name) is str for name in kwargs):
             return args, kwargs
@@ -111,8 +129,12 @@ def encode_result(value: Any) -> bytes:
 
 def decode_value(data: bytes, *, blocking: bool = True) -> Any:
     """What ``encode_value`` or ``encode_arguments`` packed."""
+    return _decode(data, _decoder if blocking else _loop_decoder)
+
+
+def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
     try:
-        value = (_decoder if blocking else _loop_decoder).decode(data)
+        value = decoder.decode(data)
         # Depth and count cannot exceed the number of bytes: a short body needs no walk.
         if len(data) > MAX_DEPTH:
             _check_bounds(value)
@@ -295,6 +317,8 @@ def _unpack(code: int, data: memoryview, decoder: msgspec.msgpack.Decoder[Any], 
         case [str() as name, str() | int() as member] if code == _ENUM:
             return _unpack_enum(name, member)
         case [str() as name, plain] if code == _CUSTOM:
+            if decoder is _display_decoder:
+                return Shown(name, plain)
             custom = _custom_by_name.get(name)
             if custom is None:
                 raise DecodeError(f"no type {name[:200]!r} is registered in this process")
@@ -329,4 +353,7 @@ _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 )
 _loop_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
     ext_hook=lambda code, data: _unpack(code, data, _loop_decoder, False)
+)
+_display_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
+    ext_hook=lambda code, data: _unpack(code, data, _display_decoder, False)
 )

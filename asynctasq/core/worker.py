@@ -20,7 +20,7 @@ from asynctasq.core.executor import Attempt, Executor, task_event
 from asynctasq.core.janitor import Janitor
 from asynctasq.core.keeper import Keeper
 from asynctasq.core.message import Lease, check_queue_name, utcnow
-from asynctasq.core.outcome import Done, Outcome, Release, Retry, decide, describe
+from asynctasq.core.outcome import Done, ErrorInfo, Outcome, Release, Retry, decide, describe
 from asynctasq.core.settler import Settler
 from asynctasq.core.threads import Threads
 from asynctasq.drivers.base import Driver
@@ -343,18 +343,24 @@ class Worker:
             self._taken -= 1
         elif isinstance(outcome, Done):
             self.completed += 1
+            logger.debug("task %s %s: done in %.3f s", _name(lease), lease.id, outcome.duration)
             size = None if outcome.result is None else len(outcome.result)
             self._tell_of(EventType.TASK_COMPLETED, lease, duration=outcome.duration, result_size=size)
         elif isinstance(outcome, Retry):
             self.retried += 1
             self._janitor.expect(outcome.delay)
+            self._log_failure(lease, f"failed, again in {outcome.delay:.1f} s", outcome.error)
             self._tell_of(EventType.TASK_REENQUEUED, lease, duration=outcome.duration, error=outcome.error)
         else:
             self.dead += 1
-            logger.warning(
-                "task %s failed for good: %s", lease.id, printable(f"{outcome.error.type}: {outcome.error.message}")
-            )
+            self._log_failure(lease, "failed for good", outcome.error)
             self._tell_of(EventType.TASK_FAILED, lease, duration=outcome.duration, error=outcome.error)
+
+    @staticmethod
+    def _log_failure(lease: Lease, what: str, error: ErrorInfo) -> None:
+        summary = printable(f"{error.type}: {error.message}")
+        logger.warning("task %s %s: attempt %d %s: %s", _name(lease), lease.id, lease.attempt, what, summary)
+        logger.debug("%s", error.traceback)
 
     def _lease_lost(self, lease: Lease) -> None:
         attempt = self._running.get(lease)
@@ -429,6 +435,10 @@ class Worker:
     def _tell_of(self, type: EventType, lease: Lease, **more: Any) -> None:
         if self._events.active:
             self._events.emit(task_event(type, lease, self.worker_id, **more))
+
+
+def _name(lease: Lease) -> str:
+    return printable(lease.message.task) if lease.message else "without a name"
 
 
 async def _first_of(*events: asyncio.Event, timeout: float | None = None) -> None:

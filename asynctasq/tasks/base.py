@@ -102,6 +102,8 @@ class BaseTask(Generic[R_co]):
 
     def check_arguments(self) -> None:
         """Raise TypeError when the task cannot be called with these arguments. A class did so when it was made."""
+        if not hasattr(self, "task_name"):
+            raise TypeError(f"{type(self).__qualname__} has no execute() to run")
 
     def run(self) -> Any:
         """Call the user's code: a coroutine for async kinds, else the result."""
@@ -166,6 +168,18 @@ def _default(default: Any, cls: type[Any], name: str) -> Any:
     return copy.deepcopy(default) if isinstance(default, list | dict | set) else default
 
 
+def _check_execute(cls: type[Any]) -> None:
+    """Raise TypeError for an ``execute`` whose result would not be the work: found here, not by its silence."""
+    execute = inspect.unwrap(cls.execute)
+    if inspect.isgeneratorfunction(execute) or inspect.isasyncgenfunction(execute):
+        raise TypeError(f"{cls.__qualname__}.execute yields; a task returns its result")
+    is_async = inspect.iscoroutinefunction(execute)
+    if is_async != cls.kind.startswith("async"):
+        write = "async def" if not is_async else "def"
+        other = "a Sync class" if not is_async else "an Async class"
+        raise TypeError(f"{cls.__qualname__}: write '{write} execute' here, or make it {other}")
+
+
 class ClassTask(BaseTask[R_co]):
     """A task written as a class: subclass one of the four kinds and write ``execute``.
 
@@ -192,6 +206,7 @@ class ClassTask(BaseTask[R_co]):
         cls._fields = {**cls._fields, **_fields_of(cls, set(options))}
         if getattr(cls, "execute", None) is None:
             return
+        _check_execute(cls)
         cls.task_name = name or registry.stable_name(cls)
         cls.source = registry.source_of(cls)
         cls.module = registry.importable_module(cls)

@@ -130,6 +130,8 @@ def task(
     def decorate(func: Callable[..., Any]) -> TaskFunction[..., Any]:
         if not inspect.isroutine(func):
             raise TypeError(f"@task decorates functions, not {type(func).__name__}")
+        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+            raise TypeError(f"{func.__qualname__} yields; a task returns its result")
         config = TaskConfig(**check_options(options, func.__qualname__))  # type: ignore[typeddict-item]
         made = TaskFunction[Any, Any](func, config, process, name)
         registry.register(made, aliases=aliases)
