@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 SUSPECT_INTERVAL, EXPIRED_INTERVAL, DUE_INTERVAL, CONSUMER_INTERVAL = 0.5, 4.0, 10.0, 600.0
 """Least seconds between two looks for suspects, expired leases, the true time of what is scheduled, and consumers that
 are to be forgotten."""
-CLAIMING = 10.0
-"""Seconds after its last claim that a driver counts as one that claims."""
 FORGET_AFTER = 3_600_000
 """Milliseconds after which a consumer that holds nothing is forgotten."""
 SCAN = 1_000
@@ -58,7 +56,6 @@ class RedisDriver(RedisInspector, Driver):
         self._named: set[str] = set()
         self._views: dict[tuple[str, ...], View] = {}
         self._idle = self._interrupted = False
-        self._claimed_at = -math.inf
         self._suspects_at = self._expired_at = 0.0
         self._consumers_at = time.monotonic() + CONSUMER_INTERVAL
         self._cursors: dict[str, str] = {}
@@ -111,8 +108,7 @@ class RedisDriver(RedisInspector, Driver):
     # ---- claiming
 
     async def claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int = 1) -> list[Lease]:
-        self._claimed_at = time.monotonic()
-        until = self._claimed_at + wait
+        until = time.monotonic() + wait
         for turn in range(10):
             if not queues or limit <= 0:
                 break
@@ -179,7 +175,11 @@ class RedisDriver(RedisInspector, Driver):
         keys = [*view.streams, *view.bells, *(view.suspects if suspects > 0 else ())]
         before = time.monotonic()
         reading = _reading(self.worker_id, 1, wait, keys)
-        [_, reply] = await self._link.run(WHO, reading, deadline=CALL_DEADLINE + wait)
+        view.listening += 1
+        try:
+            [_, reply] = await self._link.run(WHO, reading, deadline=CALL_DEADLINE + wait)
+        finally:
+            view.listening -= 1
         kept: list[Lease] = []
         over: list[Lease] = []
         for lease in view.leases(reply, before):
@@ -247,7 +247,10 @@ class RedisDriver(RedisInspector, Driver):
             try:
                 recovered, buried = await self._recover(await self._view(queues), limit)
             except NoGroup:
+                # There are streams that the view does not know: these are looked at too, and now.
                 self._views.clear()
+                with contextlib.suppress(NoGroup):
+                    recovered, buried = await self._recover(await self._view(queues), limit)
         promoted, next_due = await self._promote(queues, limit)
         if recovered + buried >= limit:
             next_due = 0.0
@@ -273,9 +276,8 @@ class RedisDriver(RedisInspector, Driver):
         return promoted, min(waits, default=None)
 
     async def _recover(self, view: View, limit: int) -> tuple[int, int]:
-        # A bell that has lost its group tells of a priority that this view does not have. Claims hear it themselves.
-        claims = time.monotonic() - self._claimed_at < CLAIMING
-        keys = [*view.places, *(() if claims else view.bells)]
+        # A bell that has lost its group tells of a priority that this view does not have. Waiting claims hear it too.
+        keys = [*view.places, *(() if view.listening else view.bells)]
         held = await self._link.run(*[("XPENDING", key, "workers", "-", "+", 1) for key in keys])
         recovered = buried = 0
         soonest = EXPIRED_INTERVAL

@@ -27,6 +27,8 @@ class View:
         self.streams = [stream_key(*place) for place in at]
         self.suspects = [stream_key(*place) for place in suspects]
         self.places = {stream_key(*place): place for place in suspects + at}
+        self.listening = 0
+        """How many claims wait on these streams and bells just now."""
         self._by_key = {key.encode(): place for key, place in self.places.items()}
 
     def leases(self, reply: Any, claimed_at: float) -> list[Lease]:
