@@ -32,8 +32,8 @@ demo: env  ## run the example project's work once and show what happened (ASYNCT
 serve: env  ## website, admin and worker of the example project until Ctrl-C
 	@$(WITH_DEMO_SERVICE) $(PY) example_project/serve.py
 
-test: env-dev services  ## all tests on real services (ARGS="-k something")
-	@$(WITH_SERVICES) $(PY) -m pytest $(ARGS)
+test: env-dev services  ## all tests on real services, two at a time (ARGS="-k something -n 0")
+	@$(WITH_SERVICES) $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 coverage: env-dev services  ## the tests with coverage
 	@$(WITH_SERVICES) $(PY) -m coverage erase && $(PY) -m coverage run -m pytest $(ARGS) && \
