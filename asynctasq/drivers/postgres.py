@@ -234,14 +234,16 @@ class PostgresDriver(SqlDriver):
             # Its own workers may be waiting for the server too; nobody else has to wait for them.
             self._closing = asyncio.create_task(old.close(timeout=1))
 
-    async def _wait(self, queues: Sequence[str], timeout: float) -> None:
+    async def _wait(self, queues: Sequence[str], timeout: float) -> bool:
         if self._listener is None:
             self._listener = asyncio.create_task(self._listen(), name="asynctasq-listen")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._woken.wait()
+        woken = self._woken.is_set()
         # Cleared before the next claim and not after it: what is notified meanwhile is not missed.
         self._woken.clear()
+        return woken
 
     def _wake(self) -> None:
         self._woken.set()

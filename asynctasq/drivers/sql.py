@@ -139,8 +139,8 @@ class SqlDriver(Driver, Inspector):
         """Run several statements in one transaction."""
 
     @abstractmethod
-    async def _wait(self, queues: Sequence[str], timeout: float) -> None:
-        """Return when something may have been enqueued, at the latest after ``timeout`` seconds."""
+    async def _wait(self, queues: Sequence[str], timeout: float) -> bool:
+        """Whether something may have been enqueued within ``timeout`` seconds; returns as soon as it may."""
 
     def _wake(self) -> None:
         """Something of this process's own became pending: end its waits, where nothing else does."""
@@ -157,7 +157,9 @@ class SqlDriver(Driver, Inspector):
             left = give_up - time.monotonic()
             if leases or left <= 0 or limit <= 0 or self._interrupted:
                 return leases
-            await self._wait(queues, left)
+            if not await self._wait(queues, left):
+                # Nothing is known to have come: the next claim looks, and an idle worker looks half as often.
+                return []
 
     async def interrupt(self) -> None:
         self._interrupted = True

@@ -103,7 +103,7 @@ class SqliteDriver(SqlDriver):
     async def _transaction(self, steps: Callable[[], Steps[T]]) -> T:
         return await self._call(lambda connection: connection.run(steps))
 
-    async def _wait(self, queues: Sequence[str], timeout: float) -> None:
+    async def _wait(self, queues: Sequence[str], timeout: float) -> bool:
         give_up = time.monotonic() + timeout
         pause = POLL_FIRST
         while not self._woken.is_set():
@@ -111,15 +111,16 @@ class SqliteDriver(SqlDriver):
             version = await self._call(Connection.version)
             if version != self._seen:
                 self._seen = version
-                return
+                return True
             left = give_up - time.monotonic()
             if left <= 0:
-                return
+                return False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(pause, left)):
                     await self._woken.wait()
             pause = min(pause * 1.5, POLL_LAST)
         self._woken.clear()
+        return True
 
     def _wake(self) -> None:
         self._woken.set()
