@@ -83,7 +83,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """``time.monotonic()`` from before the claim was sent: the lease lasts at least
     ``visibility_timeout`` from here."""
     suspect: bool = False
-    """An earlier worker was lost while it held this message."""
+    """Earlier workers were lost while they held this message, and it may be the reason."""
 
 
 _encoder = msgspec.msgpack.Encoder()

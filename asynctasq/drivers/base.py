@@ -176,8 +176,8 @@ class Driver(ABC):
         """Lease up to ``limit`` pending messages, the first queues first, in each by priority, then oldest first.
 
         Counts the attempt. Waits up to ``wait`` seconds for a first one, in the broker where that can. At most
-        ``suspects`` of them are suspects: messages whose worker was lost before. They never come before their time
-        and never more than asked, so that one task that kills its worker does not take the others with it.
+        ``suspects`` of them are suspects (``is_suspect``). They never come before their time and never more than
+        asked, so that one task that kills its worker does not take the others with it.
         """
 
     async def interrupt(self) -> None:
@@ -207,8 +207,8 @@ class Driver(ABC):
     async def maintain(self, queues: Sequence[str], limit: int) -> Maintenance:
         """Promote up to ``limit`` messages that are due and recover up to ``limit`` expired leases.
 
-        A recovered message is a suspect: it waits its retry delay, or goes to the dead letters as ``WorkerLost``
-        when it has no attempt left.
+        A recovered message waits its retry delay, perhaps as a suspect (``is_suspect``), or goes to the dead letters
+        as ``WorkerLost`` when it has no attempt left.
         """
 
     @abstractmethod
@@ -242,6 +242,15 @@ class Inspector(ABC):
     @abstractmethod
     async def delete(self, ids: Sequence[str]) -> int:
         """Remove for good; what is processing is left alone. Returns how many were removed."""
+
+
+def is_suspect(attempt: int, max_attempts: int) -> bool:
+    """Whether a message that lost its worker in this attempt may be the reason, and is to run alone among its like.
+
+    Lost for the first time it is most likely a bystander, and what a dead worker held runs side by side again. Lost
+    later, or with one attempt left, it must not take others with it, nor be taken.
+    """
+    return attempt > 1 or attempt + 1 >= max_attempts
 
 
 def worker_id() -> str:

@@ -33,6 +33,7 @@ from asynctasq.drivers.base import (
     TaskQuery,
     decode_cursor,
     encode_cursor,
+    is_suspect,
     usable_ids,
 )
 from asynctasq.errors import BrokerError, DecodeError
@@ -298,9 +299,8 @@ class SqlDriver(Driver, Inspector):
             row = {"id": id, "receipt": receipt}
             error = worker_lost(attempt, visibility, worker)
             if attempt < max_attempts:
-                again.append(
-                    row | _retry_row(recovery_delay(payload, attempt, self.config.max_retry_delay), True, error)
-                )
+                delay = recovery_delay(payload, attempt, self.config.max_retry_delay)
+                again.append(row | _retry_row(delay, is_suspect(attempt, max_attempts), error))
             else:
                 dead.append((row, error))
         if again:

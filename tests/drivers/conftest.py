@@ -152,7 +152,7 @@ async def settled_maintenance(driver: Driver, *queues: str, until: int, limit: i
 
 
 async def lose(driver: Driver, *lost: Message) -> list[Lease]:
-    """Enqueue these, claim them and let every lease run out: each is now a suspect, or dead."""
+    """Enqueue these, claim them and let every lease run out: each has been recovered, or is dead."""
     await driver.enqueue(lost)
     queues = sorted({one.queue for one in lost})
     leases = await claim_all(driver, *queues)

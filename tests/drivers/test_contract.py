@@ -397,7 +397,7 @@ async def test_a_lease_that_was_recovered_is_lost_and_cannot_touch_the_next_clai
     (old,) = await lose(driver, sent)
     assert await SETTLE[late](driver, [old]) == [old]
     new = await claim_one(other)
-    assert (new.id, new.attempt, new.suspect) == (sent.id, 2, True)
+    assert (new.id, new.attempt) == (sent.id, 2)
     assert await SETTLE[late](driver, [old]) == [old]
     assert await claim(driver) == []
     assert await other.ack([Done(lease=new)]) == []
@@ -626,15 +626,29 @@ async def test_a_lease_lasts_as_long_as_its_message_says(driver: Driver) -> None
     assert await driver.ack([Done(lease=leases[long.id])]) == []
 
 
-async def test_recovery_counts_the_attempt_and_marks_the_message_a_suspect(driver: Driver) -> None:
+async def test_recovery_counts_the_attempt_and_a_message_that_lost_two_workers_is_a_suspect(driver: Driver) -> None:
     sent = message(visibility_timeout=SHORT, max_attempts=5)
     await lose(driver, sent)
     second = await claim_one(driver)
-    assert (second.attempt, second.suspect, second.payload) == (2, True, encode(sent))
+    assert (second.attempt, second.suspect, second.payload) == (2, False, encode(sent))
     await settled_maintenance(driver, until=1)
     third = await claim_one(driver)
     assert (third.attempt, third.suspect) == (3, True)
     assert await driver.ack([Done(lease=third)]) == []
+
+
+async def test_a_message_whose_next_attempt_is_its_last_is_a_suspect_at_once(driver: Driver) -> None:
+    await lose(driver, message(visibility_timeout=SHORT, max_attempts=2))
+    lease = await claim_one(driver)
+    assert (lease.attempt, lease.suspect) == (2, True)
+
+
+async def test_what_a_lost_worker_held_comes_back_side_by_side(driver: Driver) -> None:
+    lost = messages(6, visibility_timeout=SHORT, max_attempts=3)
+    await lose(driver, *lost)
+    leases = await claim_all(driver, suspects=0)
+    assert sorted(ids(leases)) == sorted(ids(lost))
+    assert {lease.attempt for lease in leases} == {2}
 
 
 async def test_a_recovered_message_waits_its_retry_delay(driver: Driver) -> None:
@@ -643,7 +657,7 @@ async def test_a_recovered_message_waits_its_retry_delay(driver: Driver) -> None
     assert await claim(driver) == []
     (lease,) = await arrivals(driver)
     assert time.monotonic() - recovered >= 0.5
-    assert (lease.attempt, lease.suspect) == (2, True)
+    assert lease.attempt == 2
 
 
 @pytest.mark.parametrize(
@@ -737,7 +751,7 @@ async def test_maintenance_leaves_other_queues_alone(driver: Driver) -> None:
 
 
 async def test_no_claim_takes_more_suspects_than_asked(driver: Driver) -> None:
-    await lose(driver, *messages(6, visibility_timeout=SHORT, max_attempts=9))
+    await lose(driver, *messages(6, visibility_timeout=SHORT, max_attempts=2))
     assert await driver.claim(["work"], 10, 0.0, 0) == []
     assert [len(await driver.claim(["work"], 10, 0.0)) for _ in range(2)] == [1, 1]
     assert len(await driver.claim(["work"], 10, 0.0, 3)) == 3
@@ -745,7 +759,7 @@ async def test_no_claim_takes_more_suspects_than_asked(driver: Driver) -> None:
 
 
 async def test_ordinary_messages_flow_past_suspects_that_nobody_asks_for(driver: Driver) -> None:
-    await lose(driver, *messages(4, visibility_timeout=SHORT, max_attempts=9, priority=5))
+    await lose(driver, *messages(4, visibility_timeout=SHORT, max_attempts=2, priority=5))
     innocents = messages(30)
     await driver.enqueue(innocents)
     leases = await claim_all(driver, limit=7, suspects=0)
@@ -754,7 +768,7 @@ async def test_ordinary_messages_flow_past_suspects_that_nobody_asks_for(driver:
 
 
 async def test_suspects_of_several_queues_share_the_one_allowance(driver: Driver) -> None:
-    suspects = [message(queue, visibility_timeout=SHORT, max_attempts=9) for queue in "abcabc"]
+    suspects = [message(queue, visibility_timeout=SHORT, max_attempts=2) for queue in "abcabc"]
     await lose(driver, *suspects)
     await driver.enqueue([*messages(2, "a"), *messages(2, "c")])
     first = await claim(driver, "a", "b", "c", suspects=2)
@@ -767,7 +781,7 @@ async def test_suspects_of_several_queues_share_the_one_allowance(driver: Driver
 
 
 async def test_all_suspects_come_in_the_end_beside_ordinary_messages(driver: Driver) -> None:
-    suspects = messages(3, visibility_timeout=SHORT, max_attempts=99)
+    suspects = messages(3, visibility_timeout=SHORT, max_attempts=2)
     await lose(driver, *suspects)
     taken: set[str] = set()
 
@@ -950,7 +964,7 @@ async def test_purge_spares_what_runs_the_dead_the_kept_and_other_queues(driver:
 
 
 async def test_purge_takes_retries_and_suspects_with_it_and_frees_the_ids(place: Place, driver: Driver) -> None:
-    suspect, retried = message(visibility_timeout=SHORT), message()
+    suspect, retried = message(visibility_timeout=SHORT, max_attempts=2), message()
     await lose(driver, suspect)
     await driver.enqueue([retried])
     await driver.retry([Retry(lease=(await claim(driver, suspects=0))[0], delay=HOUR, error=ERROR)])
@@ -1226,7 +1240,7 @@ async def test_cancel_calls_off_what_waits_and_nothing_else(place: Place, driver
 
 async def test_cancel_reaches_retries_and_suspects(driver: Driver) -> None:
     tasks = inspector(driver)
-    suspect, retried = message(visibility_timeout=SHORT), message()
+    suspect, retried = message(visibility_timeout=SHORT, max_attempts=2), message()
     await lose(driver, suspect)
     await driver.enqueue([retried])
     await driver.retry([Retry(lease=(await claim(driver, suspects=0))[0], delay=HOUR, error=ERROR)])

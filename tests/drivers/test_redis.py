@@ -211,7 +211,7 @@ async def test_more_than_asked_never_comes_however_many_streams_have_something(d
 
 async def test_more_suspects_than_asked_never_come_to_a_waiting_claim(driver: RedisDriver) -> None:
     for queue in ("a", "b"):
-        await lose(driver, *messages(2, queue, visibility_timeout=SHORT, max_attempts=9))
+        await lose(driver, *messages(2, queue, visibility_timeout=SHORT, max_attempts=2))
     taken: list[Lease] = []
     while len(taken) < 4:
         driver._idle = True
@@ -239,7 +239,7 @@ async def test_the_first_message_of_a_priority_wakes_every_waiting_claim(
 
 async def test_a_suspect_wakes_a_waiting_claim(driver: RedisDriver, connect: Connect, url: str) -> None:
     worker = await connect(url)
-    await driver.enqueue([message(visibility_timeout=SHORT)])
+    await driver.enqueue([message(visibility_timeout=SHORT, max_attempts=2)])
     await claim_one(driver)
     waiting = asyncio.create_task(worker.claim(["work"], 5, 9.0))
     await settled_maintenance(driver, until=1)

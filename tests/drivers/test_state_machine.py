@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from asynctasq.core.message import STATUSES, Lease, Message, Status, encode
 from asynctasq.core.outcome import Dead, Done, Retry
-from asynctasq.drivers.base import Driver, Inspector, TaskQuery
+from asynctasq.drivers.base import Driver, Inspector, TaskQuery, is_suspect
 from tests.drivers.conftest import ERROR, HOUR, messages
 from tests.drivers.places import Place
 
@@ -221,7 +221,8 @@ class Tasks(RuleBasedStateMachine):
                 expected["promoted"] += 1
             elif task.status == "processing" and task.message.visibility_timeout == INSTANT:
                 last = task.attempt >= task.message.max_attempts
-                task.status, task.lease, task.suspect = "dead" if last else "pending", None, not last
+                task.status, task.lease = "dead" if last else "pending", None
+                task.suspect = not last and is_suspect(task.attempt, task.message.max_attempts)
                 expected["buried" if last else "recovered"] += 1
         assert Counter(promoted=promoted, recovered=recovered, buried=buried) == expected
 

@@ -8,7 +8,7 @@ Keys, all beginning with ``asynctasq:{queue}:`` so that those of one queue share
 
 ======================  =======================================================================================
 ``stream:<priority>``   messages pending and processing, as entries
-``stream:suspects``     the same for messages whose worker was lost
+``stream:suspects``     the same for suspects
 ``priorities``          sorted set of the priorities in use
 ``bell:<number>``       empty stream; it loses its group, which wakes all who read it, when a priority is new
 ``index``               hash: id -> ``<stream> <entry>``, or a word: scheduled, dead, completed, cancelled

@@ -19,6 +19,7 @@ from asynctasq.drivers.base import (
     Driver,
     Maintenance,
     QueueStats,
+    is_suspect,
 )
 from asynctasq.drivers.redis.commands import CHUNK, QUEUES, SHA, Command, base_key, chunks, evalsha, to_text
 from asynctasq.drivers.redis.entries import Call, Move, View, buried, by_stream, lease_on, moving, retried
@@ -327,7 +328,9 @@ class RedisDriver(RedisInspector, Driver):
         outcome = decide(lease, error, cap=self.config.max_retry_delay)
         if lease.message is None and lease.attempt < UNREADABLE_ATTEMPTS:
             outcome = Retry(lease=lease, delay=0.0, error=error)
-        move = retried(outcome, suspect=1) if isinstance(outcome, Retry) else buried(outcome, worker)
+        most = UNREADABLE_ATTEMPTS if lease.message is None else lease.message.max_attempts
+        suspect = int(is_suspect(lease.attempt, most))
+        move = retried(outcome, suspect) if isinstance(outcome, Retry) else buried(outcome, worker)
         # A lease that was extended since it was found is left alone.
         return move._replace(idle=round(lease.visibility_timeout * 1000), duration=None)
 
