@@ -28,8 +28,17 @@ CALL_DEADLINE = 10.0
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a broker can do, as data. What it cannot raises NotSupported; nothing returns an empty list for it."""
 
+    idempotent: bool = False
+    """A message whose id is already there is left as it is; without this it is stored once more."""
+    ordered: bool = False
+    """Of one priority the oldest is claimed first."""
     priority: bool = False
     """Messages of higher priority are claimed first."""
+    timed_leases: bool = False
+    """A lease runs out after its message's ``visibility_timeout`` unless it is extended. Without this it is the
+    connection's, and ends with it."""
+    granularity: float = 0.0
+    """Seconds: delays and leases are rounded up to a multiple of this; 0 where they are exact."""
     transactions: bool = False
     """A message can be written in the caller's own database transaction."""
     listing: bool = False

@@ -66,7 +66,15 @@ class PostgresDriver(SqlDriver):
     name: ClassVar[str] = "postgres"
     dialect = "postgres"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        priority=True, transactions=True, listing=True, results=True, exact_counts=True, max_payload=MAX_MESSAGE_BYTES
+        idempotent=True,
+        ordered=True,
+        timed_leases=True,
+        priority=True,
+        transactions=True,
+        listing=True,
+        results=True,
+        exact_counts=True,
+        max_payload=MAX_MESSAGE_BYTES,
     )
 
     def __init__(self, config: Config) -> None:

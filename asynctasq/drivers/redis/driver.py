@@ -47,7 +47,14 @@ class RedisDriver(RedisInspector, Driver):
 
     name: ClassVar[str] = "redis"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        priority=True, listing=True, results=True, exact_counts=True, max_payload=MAX_MESSAGE_BYTES
+        idempotent=True,
+        ordered=True,
+        timed_leases=True,
+        priority=True,
+        listing=True,
+        results=True,
+        exact_counts=True,
+        max_payload=MAX_MESSAGE_BYTES,
     )
 
     def __init__(self, config: Config) -> None:
