@@ -26,13 +26,15 @@ PLACES = {"postgres": "postgres_dsn", "mysql": "mysql_dsn", "sqlite": "sqlite_pa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the project asks for: keys of the core, and three of our own."""
+    """What the project asks for: keys of the core, and four of our own."""
 
     core: Mapping[str, Any]
     database: str | None = None
     """The alias of DATABASES that a SQL driver uses, and whose transactions a dispatch waits for."""
     enqueue_on_commit: bool = True
     """Inside a transaction, hand tasks to a broker that is not its database when it commits."""
+    outbox: bool = False
+    """Write what waits for a commit into a table of the same transaction too, so that it cannot be lost after it."""
     event_emitters: tuple[str, ...] = ()
     """Dotted paths of EventEmitter classes, made without arguments."""
 
@@ -111,7 +113,7 @@ def _paths(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-_OWN = {"database": _alias, "enqueue_on_commit": _flag, "event_emitters": _paths}
+_OWN = {"database": _alias, "enqueue_on_commit": _flag, "outbox": _flag, "event_emitters": _paths}
 
 current = Settings(core={})
 """What ``AppConfig.ready()`` read."""

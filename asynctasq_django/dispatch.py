@@ -13,7 +13,7 @@ from asynctasq.core.dispatcher import Dispatcher
 from asynctasq.core.message import Message
 from asynctasq.drivers.sql import SqlDriver, enqueue_rows
 from asynctasq.errors import ConfigurationError
-from asynctasq_django import conf
+from asynctasq_django import conf, outbox
 
 if TYPE_CHECKING:
     from asynctasq.drivers.base import Driver
@@ -33,11 +33,17 @@ class DjangoDispatcher(Dispatcher):
             transaction.on_commit(partial(self.announce, messages), using=alias)
             return
         alias = _open_transaction() if conf.current.enqueue_on_commit else None
-        send = partial(super().send_sync, driver, messages)
         if alias is None:
-            send()
+            self.send_now(driver, messages)
+        elif conf.current.outbox:
+            entry = outbox.put(alias, driver, messages)
+            transaction.on_commit(partial(outbox.send, alias, entry, messages, self.send_now), using=alias)
         else:
-            transaction.on_commit(send, using=alias)
+            transaction.on_commit(partial(self.send_now, driver, messages), using=alias)
+
+    def send_now(self, driver: str, messages: Sequence[Message]) -> None:
+        """Into the broker, whatever transactions are open."""
+        super().send_sync(driver, messages)
 
     @staticmethod
     def _insert(alias: str, driver: SqlDriver, messages: Sequence[Message]) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from django.db import models
+from django.db.models.functions import Now
 
+from asynctasq.core.message import Message
 from asynctasq_django import conf
 
 if TYPE_CHECKING:
@@ -72,6 +75,28 @@ class Task(StoredTask):
         db_table = conf.table_names().queue
         base_manager_name = "objects"
         default_permissions = ("view",)
+
+
+class OutboxEntry(models.Model):
+    """The tasks of one dispatch, on their way to a broker that is not the database."""
+
+    id = models.CharField(primary_key=True, max_length=64)
+    """That of the first task."""
+    driver = models.CharField(max_length=32)
+    messages = models.BinaryField()
+    created_at = models.DateTimeField(db_default=Now(), db_index=True)
+    """By the clock of the database."""
+
+    class Meta:
+        db_table = "asynctasq_outbox"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.id
+
+    def read(self) -> list[Message]:
+        """The tasks as they were dispatched. Raises msgspec.DecodeError for anything else."""
+        return msgspec.msgpack.decode(self.messages, type=list[Message])
 
 
 class DeadLetter(StoredTask):

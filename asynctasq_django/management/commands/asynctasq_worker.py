@@ -12,9 +12,11 @@ from collections.abc import Callable
 from django.conf import settings
 from django.utils import autoreload
 
-from asynctasq import Worker, cli
+from asynctasq import Worker, _runtime, cli
 from asynctasq.core import supervisor
 from asynctasq.errors import AsyncTasQError
+from asynctasq_django import conf, outbox
+from asynctasq_django.dispatch import DjangoDispatcher
 from asynctasq_django.management.base import CoreCommand, exit_code
 
 STOP_LIMIT = 5.0
@@ -38,6 +40,13 @@ class Command(CoreCommand):
         if namespace.processes > 1:
             # The copies are single workers, and each would start again by itself.
             return supervisor.run(namespace.processes, [*sys.orig_argv, "--processes", "1", "--no-reload"])
+        dispatcher = _runtime.runtime().dispatcher
+        if not conf.current.outbox or not isinstance(dispatcher, DjangoDispatcher):
+            return self._work(namespace)
+        with outbox.sweeping(dispatcher.send_now):
+            return self._work(namespace)
+
+    def _work(self, namespace: Namespace) -> int:
         ends = namespace.drain or namespace.max_tasks is not None
         wanted = settings.DEBUG if namespace.reload is None else namespace.reload
         return self._run_reloading(namespace) if wanted and not ends else cli.run_worker(namespace)
