@@ -191,7 +191,7 @@ class MySqlPlace(Server):
     def __init__(self) -> None:
         import MySQLdb
 
-        from asynctasq.drivers.mysql import options
+        from asynctasq.drivers.mysql.connection import options
 
         stem = f"contract_{uuid.uuid4().hex[:12]}"
         self.queue, self.dead = f"{stem}_queue", f"{stem}_dead"
@@ -222,7 +222,8 @@ class MySqlPlace(Server):
 
     def _tables(self) -> list[str]:
         rows = self.ask(
-            "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name IN (%s, %s)",
+            "SELECT table_name FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name IN (%s, %s)",
             self.queue,
             self.dead,
         )
