@@ -304,11 +304,12 @@ def test_what_a_user_got_wrong_is_one_line_and_exit_code_2(run: Run, words: list
 
 
 @pytest.mark.behaviour(31)
-@pytest.mark.parametrize("driver", ["redis", "postgres"])
+@pytest.mark.parametrize("driver", ["redis", "postgres", "mysql"])
 def test_a_broker_that_does_not_answer_is_one_line_without_its_password(run: Run, driver: str) -> None:
     url = {
         "redis": f"--redis-url=redis://:canary@127.0.0.1:{closed_port()}",
         "postgres": f"--postgres-dsn=postgresql://test:canary@127.0.0.1:{closed_port()}/d",
+        "mysql": f"--mysql-dsn=mysql://test:canary@127.0.0.1:{closed_port()}/d",
     }[driver]
     done = run("stats", "--driver", driver, url)
     assert (done.code, done.out) == (1, "")

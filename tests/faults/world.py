@@ -44,7 +44,7 @@ class World:
         self.options: dict[str, Any] = {
             "driver": place.name,
             **place.options,
-            **({"postgres_max_pool_size": 5} if place.name == "postgres" else {}),
+            **({f"{place.name}_max_pool_size": 5} if place.name in ("postgres", "mysql") else {}),
             "default_visibility_timeout": LEASE,
             "default_retry_strategy": "fixed",
             "default_retry_delay": 0.05,

@@ -62,8 +62,9 @@ class Connection:
             write_timeout=int(timeout),
             autocommit=True,
         )
-        self._socket = socket.socket(fileno=os.dup(self._db.fileno()))
-        """The connection's own: the client closes the other in mid-call when it fails."""
+        # Our own number for the socket: the client gives up the other in mid-call when that fails.
+        self._descriptor = os.dup(self._db.fileno())
+        self._let_go = weakref.finalize(self, os.close, self._descriptor)
         self.usable = True
         self.packet = 2**20
         ((self.packet,),) = self.send(SETTINGS)
@@ -137,14 +138,15 @@ class Connection:
     def hang_up(self) -> None:
         """End a call that gets no answer, from another thread."""
         self.usable = False
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        if self._let_go.alive:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor)) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Again is fine."""
         with self._lock:
             self.usable = False
-            self._socket.close()
+            self._let_go()
             with contextlib.suppress(MySQLdb.Error):
                 self._db.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import random
 import threading
@@ -167,7 +168,7 @@ class MySqlDriver(SqlDriver):
         if self._idle:
             connection = self._idle.pop()
         else:
-            connection = await loop.run_in_executor(threads, self._open, threads)
+            connection = await _in_thread_of_its_own(lambda: self._open(threads))
         having.append(connection)
         try:
             return await loop.run_in_executor(threads, work, connection)
@@ -296,6 +297,22 @@ class MySqlDriver(SqlDriver):
 
 
 _connected: set[MySqlDriver] = set()
+
+
+def _in_thread_of_its_own(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Do ``work`` that nothing can end early, such as the opening of a connection: nobody waits for this thread, at the
+    end of the process least of all."""
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(work())
+        except BaseException as exc:  # noqa: BLE001 - whoever awaits it gets it
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name="asynctasq-mysql-connect", daemon=True).start()
+    return asyncio.wrap_future(future)
 
 
 async def _end(call: asyncio.Task[Any], having: Sequence[Connection]) -> None:
