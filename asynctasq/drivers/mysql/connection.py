@@ -31,7 +31,17 @@ SETTINGS = (
     "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;\n"
     "SELECT @@max_allowed_packet"
 )
-PARAMETERS = ("unix_socket", "ssl_mode", "ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher")
+PARAMETERS = (
+    "unix_socket",
+    "read_default_file",
+    "read_default_group",
+    "ssl_mode",
+    "ssl_ca",
+    "ssl_capath",
+    "ssl_cert",
+    "ssl_key",
+    "ssl_cipher",
+)
 """What the query of ``mysql_dsn`` may name."""
 
 
@@ -186,6 +196,7 @@ def options(config: Config) -> dict[str, Any]:
         "host": unquote(parts.hostname or ""),
         "user": unquote(parts.username or ""),
         "password": password,
+        "port": parts.port,
         "database": unquote(parts.path[1:]),
         "ssl_mode": mode and mode.upper(),
         "ssl": tls,
@@ -193,7 +204,7 @@ def options(config: Config) -> dict[str, Any]:
     }
     # To the client "localhost" means a socket in the file system, whatever the port.
     named["host"] = {"localhost": "127.0.0.1"}.get(named["host"], named["host"])
-    return {name: value for name, value in named.items() if value} | {"port": parts.port or 3306}
+    return {name: value for name, value in named.items() if value}
 
 
 def _ids(rows: Sequence[Row]) -> str:

@@ -31,7 +31,7 @@ PRODUCER_DEADLINE = 3
 """Seconds after which ``enqueue_sync`` is given up: somebody's web request is waiting for it."""
 CANCEL_LIMIT = 0.3
 """Seconds that a call which is cancelled or late is given to come to its end."""
-POLL_FIRST, POLL_LAST = 0.01, 1.25
+POLL_FIRST, POLL_LAST = 0.01, 1.4
 """Seconds between looks of a claim that waits, the first and the longest. With the janitor's one a second an idle
 worker stays under two statements a second."""
 OVERHEAD = 8_000
@@ -200,9 +200,8 @@ class MySqlDriver(SqlDriver):
 
     # ---- statements that would be larger than the server takes go in parts
 
-    async def enqueue(self, messages: Sequence[Message]) -> None:
-        for part in _in_parts(messages, self._packet, _size):
-            await super().enqueue(part)
+    def enqueue_parts(self, messages: Sequence[Message]) -> list[Args]:
+        return [enqueue_rows(part) for part in _in_parts(messages, self._packet, _size)]
 
     async def _settle(self, statement: str, leases: Sequence[tuple[Lease, Args]]) -> list[Lease]:
         lost: list[Lease] = []
@@ -275,8 +274,9 @@ class MySqlDriver(SqlDriver):
             attempt += 1
             try:
                 connection = self._connection_of_thread()
-                for part in _in_parts(messages, connection.packet, _size):
-                    connection.fetch(self._text["enqueue"], enqueue_rows(part))
+                self._packet = connection.packet
+                for rows in self.enqueue_parts(messages):
+                    connection.fetch(self._text["enqueue"], rows)
                 self._wake()
                 return
             except MySQLdb.Error as exc:
