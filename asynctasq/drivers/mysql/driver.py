@@ -21,9 +21,9 @@ from asynctasq.core.message import MAX_MESSAGE_BYTES, Lease, Message, encode
 from asynctasq.core.outcome import Dead
 from asynctasq.drivers.base import CALL_DEADLINE, Capabilities
 from asynctasq.drivers.mysql.connection import Connection, Text
-from asynctasq.drivers.mysql.errors import is_gone, may_repeat, translated
+from asynctasq.drivers.mysql.errors import errors, is_gone, may_repeat, translated
 from asynctasq.drivers.sql import Args, Row, SqlDriver, Steps, enqueue_rows, schema, to_json
-from asynctasq.errors import BrokerUnavailable, DriverClosed
+from asynctasq.errors import BrokerUnavailable, DriverClosed, PayloadTooLarge
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ CANCEL_LIMIT = 0.3
 POLL_FIRST, POLL_LAST = 0.01, 1.4
 """Seconds between looks of a claim that waits, the first and the longest. With the janitor's one a second an idle
 worker stays under two statements a second."""
+ANY_PACKET = 2**20
+"""Bytes that every server takes in one statement."""
 OVERHEAD = 8_000
 """Bytes of a statement, or of a message in one, beside the payload, at the most."""
 
@@ -67,8 +69,8 @@ class MySqlDriver(SqlDriver):
         self._pause = POLL_FIRST
         self._quiet = False
         """Whether the last claim found nothing."""
-        self._packet = 2**20
-        """Bytes of the largest statement that the server takes; until it was asked, a cautious guess."""
+        self._packet: int | None = None
+        """Bytes of the largest statement that the server takes; None until it was asked."""
         self._of_thread = threading.local()
         self._synchronous: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -141,16 +143,17 @@ class MySqlDriver(SqlDriver):
 
     async def _once(self, work: Callable[[Connection], T], give_up: float) -> T:
         loop = asyncio.get_running_loop()
-        if self._threads is None:
-            raise DriverClosed("the mysql driver is not connected")
         late = BrokerUnavailable(f"{mask_url(self.config.mysql_dsn)}: no answer within {CALL_DEADLINE:g} s")
         try:
             async with asyncio.timeout_at(give_up):
                 await self._slots.acquire()
         except TimeoutError:
             raise late from None
-        having: list[Connection] = []
-        call = loop.create_task(self._use(self._threads, work, having))
+        threads, having = self._threads, list[Connection]()
+        if threads is None:
+            self._slots.release()
+            raise DriverClosed("the mysql driver is not connected")
+        call = loop.create_task(self._use(threads, work, having))
         self._calls[call] = having
         call.add_done_callback(self._ended)
         try:
@@ -201,17 +204,30 @@ class MySqlDriver(SqlDriver):
     # ---- statements that would be larger than the server takes go in parts
 
     def enqueue_parts(self, messages: Sequence[Message]) -> list[Args]:
-        return [enqueue_rows(part) for part in _in_parts(messages, self._packet, _size)]
+        sizes = [OVERHEAD + len(encode(message)) * 4 // 3 for message in messages]
+        if self._packet is None and max(sizes, default=0) > ANY_PACKET:
+            # They are for a connection that is not ours.
+            with errors(self.config):
+                self._packet = self._connection_of_thread().packet
+        packet = self._packet or ANY_PACKET
+        for message, size in zip(messages, sizes, strict=True):
+            if size > packet:
+                raise PayloadTooLarge(
+                    f"task {message.task}: a message takes {size} bytes in a statement, the server's "
+                    f"max_allowed_packet is {packet} bytes"
+                )
+        return [enqueue_rows(part) for part in _in_parts(messages, sizes, packet)]
 
     async def _settle(self, statement: str, leases: Sequence[tuple[Lease, Args]]) -> list[Lease]:
         lost: list[Lease] = []
-        for part in _in_parts(leases, self._packet, lambda pair: OVERHEAD + _text_size(pair[1].values())):
+        for part in _in_parts(leases, [_size(args.values()) for _, args in leases], self._packet or ANY_PACKET):
             lost += await super()._settle(statement, part)
         return lost
 
     async def dead_letter(self, dead: Sequence[Dead]) -> list[Lease]:
         lost: list[Lease] = []
-        for part in _in_parts(dead, self._packet, lambda d: OVERHEAD + _text_size(msgspec.structs.astuple(d.error))):
+        sizes = [_size(msgspec.structs.astuple(one.error)) for one in dead]
+        for part in _in_parts(dead, sizes, self._packet or ANY_PACKET):
             lost += await super().dead_letter(part)
         return lost
 
@@ -325,24 +341,19 @@ async def _end(call: asyncio.Task[Any], having: Sequence[Connection]) -> None:
     await asyncio.wait([call], timeout=CANCEL_LIMIT)
 
 
-def _in_parts(items: Sequence[T], packet: int, size: Callable[[T], int]) -> list[Sequence[T]]:
+def _in_parts(items: Sequence[T], sizes: Sequence[int], packet: int) -> list[list[T]]:
     """``items`` in their order, in parts that are no larger than a statement may be unless one alone is."""
     parts: list[list[T]] = []
     room = 0
-    for item in items:
-        wanted = size(item)
-        if wanted > room:
+    for item, size in zip(items, sizes, strict=True):
+        if size > room:
             parts.append([])
             room = packet - OVERHEAD
         parts[-1].append(item)
-        room -= wanted
-    return list(parts)
+        room -= size
+    return parts
 
 
-def _size(message: Message) -> int:
-    return OVERHEAD + len(encode(message)) * 4 // 3
-
-
-def _text_size(values: Iterable[object]) -> int:
-    """Bytes of texts at the most: four a character, or two for one that is escaped."""
-    return sum(4 * len(value) for value in values if isinstance(value, str))
+def _size(values: Iterable[object]) -> int:
+    """Bytes that texts take in a statement at the most: a character four, or two where it is escaped."""
+    return OVERHEAD + sum(4 * len(value) for value in values if isinstance(value, str))

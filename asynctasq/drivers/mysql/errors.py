@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import MySQLdb
 from MySQLdb.constants import CR, ER
 
@@ -68,8 +71,17 @@ def may_repeat(exc: MySQLdb.Error, attempt: int, repeatable: bool) -> bool:
     return attempt < REPEATS if code in ROLLED_BACK else repeatable and code in GONE and attempt == 1
 
 
+@contextlib.contextmanager
+def errors(config: Config) -> Iterator[None]:
+    """The client's errors as ours."""
+    try:
+        yield
+    except MySQLdb.Error as exc:
+        raise translated(exc, config) from exc
+
+
 def translated(exc: MySQLdb.Error, config: Config) -> AsyncTasQError:
-    """The client's errors as ours. Its texts name host and user but not the password."""
+    """An error of the client as one of ours. Its texts name host and user but not the password."""
     where, code = mask_url(config.mysql_dsn), _code(exc)
     text = str(exc.args[-1] if exc.args else exc).strip() or type(exc).__name__
     if code in OTHER_TABLES:
