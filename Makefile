@@ -1,5 +1,5 @@
 # `make` lists the targets. Variables: PYTHON=/path/to/python, ARGS="further pytest arguments",
-# SERVICES=private (own servers on other ports), ASYNCTASQ_DRIVER=sqlite|postgres|redis (for the demo).
+# SERVICES=private (own servers on other ports), ASYNCTASQ_DRIVER=sqlite|postgres|mysql|redis (for the demo).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SHELL := /bin/sh
@@ -17,7 +17,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | awk -F'\t' '{printf "  %-17s %s\n", $$1, $$2}'
 
 env:  ## make .venv with what the demo and the example project need
-	@scripts/env run
+	@scripts/env $(if $(filter mysql,$(ASYNCTASQ_DRIVER)),mysql,run)
 
 env-dev:  ## also what tests, lint and type checks need
 	@scripts/env dev
@@ -26,7 +26,7 @@ env-dev:  ## also what tests, lint and type checks need
 DEMO_SERVICE = $(filter-out sqlite,$(ASYNCTASQ_DRIVER:mysql=mariadb))
 WITH_DEMO_SERVICE = $(if $(DEMO_SERVICE),$(SERVICES_PY) up $(DEMO_SERVICE) && $(WITH_SERVICES))
 
-demo: env  ## run the example project's work once and show what happened (ASYNCTASQ_DRIVER=sqlite|postgres|redis)
+demo: env  ## run the example project's work once and show what happened (ASYNCTASQ_DRIVER=sqlite|postgres|mysql|redis)
 	@$(WITH_DEMO_SERVICE) $(PY) example_project/demo.py
 
 serve: env  ## website, admin and worker of the example project until Ctrl-C
@@ -61,7 +61,7 @@ reference: env  ## write the reference in docs/configuration.md anew from the op
 migrations-check: env-dev  ## models and migrations agree
 	@$(PY) example_project/manage.py makemigrations --check --dry-run
 
-bench: env services  ## enqueue and drain rates of the drivers beside the raw ceiling of each client
+bench: env-dev services  ## enqueue and drain rates of the drivers beside the raw ceiling of each client
 	@$(WITH_SERVICES) $(PY) -m benchmarks $(ARGS)
 
 faults: env-dev services  ## a long campaign of kills and crash points on every driver (ARGS="--driver redis --kills 20 --seed 7")

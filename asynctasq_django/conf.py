@@ -161,6 +161,10 @@ _NOT_THE_CLIENTS = {"pool", "isolation_level", "assume_role"}
 """Entries of OPTIONS that Django keeps for itself."""
 
 
+_OF_MYSQL = ("ssl_", "unix_socket", "read_default_")
+"""What the names of those entries begin with that say how MySQL is reached; the driver sets the session itself."""
+
+
 def located(driver: str, config: Config) -> Config:
     """``config`` with the place of the alias filled in, as its connection has it now: a test runner swaps it."""
     alias = alias_of(driver, config)
@@ -181,14 +185,21 @@ def dsn(driver: str, database: Mapping[str, Any]) -> str:
     def part(name: str) -> str:
         return quote(str(database.get(name) or ""), safe="")
 
+    options = dict(database.get("OPTIONS") or {})
+    if driver == "mysql":
+        options |= {f"ssl_{name}": value for name, value in dict(options.get("ssl") or {}).items()}
+        options = {name: value for name, value in options.items() if name.startswith(_OF_MYSQL)}
     query = {}
-    for name, value in (database.get("OPTIONS") or {}).items():
+    for name, value in options.items():
         if isinstance(value, str | int) and not isinstance(value, bool) and name not in _NOT_THE_CLIENTS:
             query[name] = str(value)
     host = str(database.get("HOST") or "")
     if host.startswith("/"):
-        # A socket's folder cannot stand where a host does.
-        query["host"], host = host, ""
+        # A socket, or its folder, cannot stand where a host does.
+        query["unix_socket" if driver == "mysql" else "host"], host = host, ""
+    if driver == "mysql" and host == "localhost":
+        # For Django's client this is the default socket.
+        host = ""
     scheme = {"postgres": "postgresql", "mysql": "mysql"}[driver]
     user = part("USER") + (f":{part('PASSWORD')}" if database.get("PASSWORD") else "")
     port = f":{database['PORT']}" if database.get("PORT") else ""

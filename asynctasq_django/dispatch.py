@@ -11,7 +11,7 @@ from django.db import DatabaseError, connections, transaction
 
 from asynctasq.core.dispatcher import Dispatcher
 from asynctasq.core.message import Message
-from asynctasq.drivers.sql import SqlDriver, enqueue_rows
+from asynctasq.drivers.sql import SqlDriver
 from asynctasq.errors import ConfigurationError
 from asynctasq_django import conf, outbox
 
@@ -47,11 +47,12 @@ class DjangoDispatcher(Dispatcher):
 
     @staticmethod
     def _insert(alias: str, driver: SqlDriver, messages: Sequence[Message]) -> None:
-        """One statement on Django's own connection: it commits or rolls back with whatever else is in there."""
+        """On Django's own connection: it commits or rolls back with whatever else is in there."""
         connection = connections[alias]
         with connection.cursor() as cursor:
             try:
-                cursor.execute(driver.sql["enqueue"], enqueue_rows(messages))
+                for rows in driver.enqueue_parts(messages):
+                    cursor.execute(driver.sql["enqueue"], rows)
             except DatabaseError as exc:
                 if driver.tables.queue.rpartition(".")[2] not in str(exc) or "unique" in str(exc).lower():
                     raise

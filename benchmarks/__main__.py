@@ -129,6 +129,14 @@ def commands(driver: str) -> float:
                 "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
             ).fetchone()
             return float(row[0]) if row else 0.0
+    if driver == "mysql":
+        import MySQLdb
+
+        from asynctasq.drivers.mysql.connection import options
+
+        with contextlib.closing(MySQLdb.connect(**options(config))) as connection, connection.cursor() as cursor:
+            cursor.execute("SHOW GLOBAL STATUS LIKE 'Questions'")
+            return float(cursor.fetchone()[1])
     return float("nan")
 
 

@@ -11,7 +11,8 @@ import contextlib
 import sqlite3
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,71 @@ class PostgresCeiling(Ceiling):
         await self.connection.close()
 
 
+class MySqlCeiling(Ceiling):
+    """mysqlclient in one thread, autocommit: INSERT of many rows; SELECT SKIP LOCKED, UPDATE, DELETE by key."""
+
+    TAKE = "SELECT id, payload FROM benchmark_queue WHERE status = 0 ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    async def open(self) -> None:
+        import MySQLdb
+
+        from asynctasq.drivers.mysql.connection import options
+
+        self.thread = ThreadPoolExecutor(1)
+        self.connection = MySQLdb.connect(
+            **options(self.config), charset="utf8mb4", autocommit=True, binary_prefix=True
+        )
+        for statement in (
+            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            "DROP TABLE IF EXISTS benchmark_queue",
+            "CREATE TABLE benchmark_queue (id char(36) CHARACTER SET ascii PRIMARY KEY, payload longblob,"
+            " status tinyint DEFAULT 0, KEY ready (status, id)) ENGINE = InnoDB",
+        ):
+            await self.do(self.connection.cursor().execute, statement)
+
+    async def do(self, call: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, call, *args)
+
+    async def store(self, rows: list[tuple[str, bytes]]) -> None:
+        for part in batches(rows, BULK):
+            await self.do(self._insert, part)
+
+    async def store_one(self, row: tuple[str, bytes]) -> None:
+        await self.do(self._insert, [row])
+
+    def _insert(self, rows: list[tuple[str, bytes]]) -> None:
+        self.connection.cursor().executemany("INSERT INTO benchmark_queue (id, payload) VALUES (%s, %s)", rows)
+
+    def _take(self) -> list[tuple[str, bytes]]:
+        cursor = self.connection.cursor()
+        cursor.execute("START TRANSACTION")
+        cursor.execute(self.TAKE)
+        rows = list(cursor.fetchall())
+        if rows:
+            cursor.execute("UPDATE benchmark_queue SET status = 1 WHERE id IN %s", ([row[0] for row in rows],))
+        cursor.execute("COMMIT")
+        return rows
+
+    def _remove(self, ids: list[str]) -> None:
+        self.connection.cursor().execute("DELETE FROM benchmark_queue WHERE id IN %s", (ids,))
+
+    async def drain(self) -> int:
+        count = 0
+        while rows := await self.do(self._take):
+            await run_each([row[1] for row in rows])
+            await self.do(self._remove, [row[0] for row in rows])
+            count += len(rows)
+        return count
+
+    async def close(self) -> None:
+        await self.do(self.connection.cursor().execute, "DROP TABLE benchmark_queue")
+        self.connection.close()
+        self.thread.shutdown()
+
+
 class SqliteCeiling(Ceiling):
     """sqlite3 in the loop's own thread, WAL, synchronous as the driver has it."""
 
@@ -219,4 +285,9 @@ class SqliteCeiling(Ceiling):
         self.folder.cleanup()
 
 
-CEILINGS: dict[str, type[Any]] = {"redis": RedisCeiling, "postgres": PostgresCeiling, "sqlite": SqliteCeiling}
+CEILINGS: dict[str, type[Any]] = {
+    "redis": RedisCeiling,
+    "postgres": PostgresCeiling,
+    "mysql": MySqlCeiling,
+    "sqlite": SqliteCeiling,
+}

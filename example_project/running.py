@@ -41,6 +41,8 @@ def make_database(*, fresh: bool) -> None:
         settings.VAR_DIR.mkdir()
     if settings.DRIVER == "postgres":
         make_postgres_database(settings.DATABASES["default"], fresh=fresh)
+    if settings.DRIVER == "mysql":
+        make_mysql_database(settings.DATABASES["default"], fresh=fresh)
     call_command("migrate", interactive=False, verbosity=0)
 
 
@@ -56,6 +58,19 @@ def make_postgres_database(place: dict[str, Any], *, fresh: bool) -> None:
         known = server.execute("SELECT FROM pg_database WHERE datname = %s", [place["NAME"]])
         if not known.rowcount:
             server.execute(sql.SQL("CREATE DATABASE {}").format(name))
+
+
+def make_mysql_database(place: dict[str, Any], *, fresh: bool) -> None:
+    import MySQLdb  # needed on this driver only
+
+    # "localhost" would be a socket, whatever the port.
+    host = LOOPBACK if place["HOST"] == "localhost" else place["HOST"]
+    login = {"user": place["USER"], "password": place["PASSWORD"], "host": host, "port": int(place["PORT"] or 3306)}
+    with contextlib.closing(MySQLdb.connect(database=settings.FIRST_DATABASE, **login)) as server:
+        cursor = server.cursor()
+        if fresh:
+            cursor.execute(f"DROP DATABASE IF EXISTS `{place['NAME']}`")
+        cursor.execute(f"CREATE DATABASE IF NOT EXISTS `{place['NAME']}` CHARACTER SET utf8mb4")
 
 
 def free_port() -> int:

@@ -17,13 +17,20 @@ NAME = os.environ.get("EXAMPLE_NAME", "asynctasq_example")
 # same transaction as the rows it is about; with Redis the shop stays on SQLite and tasks are sent on commit.
 DRIVER = os.environ.get("ASYNCTASQ_DRIVER", "sqlite")
 
-if DRIVER == "postgres":
-    server = urlsplit(os.environ.get("ASYNCTASQ_POSTGRES_DSN", "postgresql://test:test@127.0.0.1:5432/test_db"))
+SERVERS = {
+    "postgres": ("postgresql", "ASYNCTASQ_POSTGRES_DSN", "postgresql://test:test@127.0.0.1:5432/test_db"),
+    "mysql": ("mysql", "ASYNCTASQ_MYSQL_DSN", "mysql://test:test@127.0.0.1:3306/test_db"),
+}
+
+if DRIVER in SERVERS:
+    backend, variable, address = SERVERS[DRIVER]
+    server = urlsplit(os.environ.get(variable, address))
     FIRST_DATABASE = server.path.lstrip("/")  # to log in to, while the example's own is not there yet
     DATABASES: dict[str, dict[str, Any]] = {
         "default": {
-            "ENGINE": "django.db.backends.postgresql",
-            "NAME": NAME,
+            "ENGINE": f"django.db.backends.{backend}",
+            # On MySQL the user of the tests may make databases whose names begin so.
+            "NAME": f"test_{NAME}" if DRIVER == "mysql" else NAME,
             "USER": unquote(server.username or ""),
             "PASSWORD": unquote(server.password or ""),
             "HOST": server.hostname or "",

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 PATHS = {
     "sqlite": "asynctasq.drivers.sqlite:SqliteDriver",
     "postgres": "asynctasq.drivers.postgres:PostgresDriver",
+    "mysql": "asynctasq.drivers.mysql:MySqlDriver",
     "redis": "asynctasq.drivers.redis:RedisDriver",
 }
-_EXTRA_MODULES = {"redis", "hiredis", "psycopg", "psycopg_pool"}
+_EXTRA_MODULES = {"redis", "hiredis", "psycopg", "psycopg_pool", "MySQLdb"}
 
 
 def _as_configured(name: str, config: Config) -> Config:

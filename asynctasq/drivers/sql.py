@@ -147,9 +147,14 @@ class SqlDriver(Driver, Inspector):
         """Something of this process's own became pending: end its waits, where nothing else does."""
 
     async def enqueue(self, messages: Sequence[Message]) -> None:
+        for rows in self.enqueue_parts(messages):
+            await self._fetch("enqueue", **rows)
         if messages:
-            await self._fetch("enqueue", **enqueue_rows(messages))
             self._wake()
+
+    def enqueue_parts(self, messages: Sequence[Message]) -> list[Args]:
+        """The arguments of the statement ``enqueue``, for each time that it must be run to store all."""
+        return [enqueue_rows(messages)] if messages else []
 
     async def claim(self, queues: Sequence[str], limit: int, wait: float, suspects: int = 1) -> list[Lease]:
         give_up = time.monotonic() + wait

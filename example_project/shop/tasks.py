@@ -4,7 +4,7 @@ import functools
 
 import httpx
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from PIL import Image
 
 from asynctasq import AsyncProcessTask, SyncProcessTask, task
@@ -36,7 +36,9 @@ def import_country(code: str) -> int:
         ]
         # Run again after a crash, the task finds its rows and writes the same.
         fields = ["name", "city", "country", "latitude", "longitude", "elevation"]
-        Airport.objects.bulk_create(airports, update_conflicts=True, unique_fields=["iata"], update_fields=fields)
+        # MySQL is not told which unique field may be in conflict.
+        unique = ["iata"] if connection.features.supports_update_conflicts_with_target else None
+        Airport.objects.bulk_create(airports, update_conflicts=True, unique_fields=unique, update_fields=fields)
         if hub := geography.hub(known):
             quote_freight(Airport.objects.get(iata=hub["iata"])).dispatch_sync()
         if len(airports) > 1:

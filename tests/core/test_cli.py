@@ -182,6 +182,24 @@ async def test_several_processes_are_started_again_when_they_die_and_stop_togeth
 
 
 @pytest.mark.behaviour(30)
+def test_migrate_creates_the_tables_of_mysql_and_again_is_fine(places: Any, run: Run) -> None:
+    place: Place = places("mysql")
+    name = f"cli_{time.monotonic_ns()}"
+    where = [
+        f"--mysql-dsn={place.options['mysql_dsn']}",
+        f"--mysql-queue-table={name}_queue",
+        f"--mysql-dead-letter-table={name}_dead",
+    ]
+    try:
+        for _ in range(2):
+            done = run("migrate", "--driver", "mysql", *where)
+            assert (done.code, done.out) == (0, "mysql: the tables are there\n"), done.err
+        assert run("stats", "--driver=mysql", *where).code == 0
+    finally:
+        place.ask(f"DROP TABLE {name}_queue, {name}_dead")  # type: ignore[attr-defined]
+
+
+@pytest.mark.behaviour(30)
 def test_migrate_creates_the_tables_and_again_is_fine(places: Any, run: Run, tmp_path: Path) -> None:
     place: Place = places("postgres")
     name = f"cli_{time.monotonic_ns()}"
@@ -304,11 +322,12 @@ def test_what_a_user_got_wrong_is_one_line_and_exit_code_2(run: Run, words: list
 
 
 @pytest.mark.behaviour(31)
-@pytest.mark.parametrize("driver", ["redis", "postgres"])
+@pytest.mark.parametrize("driver", ["redis", "postgres", "mysql"])
 def test_a_broker_that_does_not_answer_is_one_line_without_its_password(run: Run, driver: str) -> None:
     url = {
         "redis": f"--redis-url=redis://:canary@127.0.0.1:{closed_port()}",
         "postgres": f"--postgres-dsn=postgresql://test:canary@127.0.0.1:{closed_port()}/d",
+        "mysql": f"--mysql-dsn=mysql://test:canary@127.0.0.1:{closed_port()}/d",
     }[driver]
     done = run("stats", "--driver", driver, url)
     assert (done.code, done.out) == (1, "")

@@ -380,7 +380,7 @@ async def test_no_secret_is_in_any_log_error_event_or_repr(app: App, caplog: pyt
     async def failing(password: str) -> None:
         raise LookupError("nothing there")
 
-    others = {"mysql_dsn": f"mysql://u:{CANARY}@h/d", "postgres_password": CANARY, "aws_secret_access_key": CANARY}
+    others = {"mysql_password": CANARY, "postgres_password": CANARY, "aws_secret_access_key": CANARY}
     app.configure([remembering], **others)
     call = failing(CANARY)
     id = await call.dispatch()
@@ -391,6 +391,8 @@ async def test_no_secret_is_in_any_log_error_event_or_repr(app: App, caplog: pyt
         {"driver": "redis", "redis_url": f"redis://:{CANARY}@127.0.0.1:{port}"},
         {"driver": "postgres", "postgres_dsn": f"postgresql://test:{CANARY}@127.0.0.1:{port}/test_db"},
         {"driver": "postgres", "postgres_dsn": f"postgresql://127.0.0.1:{port}/d", "postgres_password": CANARY},
+        {"driver": "mysql", "mysql_dsn": f"mysql://test:{CANARY}@127.0.0.1:{port}/test_db"},
+        {"driver": "mysql", "mysql_dsn": f"mysql://test@127.0.0.1:{port}/d", "mysql_password": CANARY},
     ):
         asynctasq.init(options, [remembering])
         for dispatching in (failing("").dispatch(), asyncio.to_thread(failing("").dispatch_sync)):

@@ -15,7 +15,7 @@ import asynctasq
 from asynctasq import task
 from asynctasq.drivers.base import Driver
 from tests.app import App, until
-from tests.drivers.places import Place, PostgresPlace, RedisPlace
+from tests.drivers.places import MySqlPlace, Place, PostgresPlace, RedisPlace
 
 
 @task
@@ -110,6 +110,28 @@ async def test_pool_sizes_size_the_pool_of_a_worker_and_one_that_only_dispatches
         await until(lambda: pool.get_stats()["pool_size"] >= 4)
         await asyncio.gather(*(driver.stats(["default"]) for _ in range(40)))
         assert pool.get_stats()["pool_size"] <= 5
+
+
+# ---- MySQL
+
+
+@pytest.mark.behaviour(5)
+async def test_pool_sizes_size_the_pool_on_mysql_too(places: Callable[[str], Place]) -> None:
+    place = places("mysql")
+    assert isinstance(place, MySqlPlace)
+    place.reset()
+    await place.prepare()
+
+    def opened() -> int:
+        return len(vars(driver)["_idle"]) + len(vars(driver)["_calls"])
+
+    async with connected(place, mysql_min_pool_size=4, mysql_max_pool_size=5) as driver:
+        await driver.stats(["default"])
+        assert opened() == 1
+        await driver.claim(["default"], 1, 0)
+        await until(lambda: opened() == 4)
+        await asyncio.gather(*(driver.stats(["default"]) for _ in range(40)))
+        assert opened() == 4
 
 
 # ---- Redis

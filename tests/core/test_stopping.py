@@ -158,7 +158,7 @@ class OwnServer(Place):
     numbers = itertools.count()
 
     def __init__(self, server: Service) -> None:
-        self.name = server.name  # type: ignore[misc]
+        self.name = {"mariadb": "mysql"}.get(server.name, server.name)  # type: ignore[misc]
         self.server = server
         number = next(self.numbers)
         options: dict[str, dict[str, Any]] = {
@@ -167,6 +167,12 @@ class OwnServer(Place):
                 "postgres_queue_table": f"queue_{number}",
                 "postgres_dead_letter_table": f"dead_{number}",
                 "postgres_min_pool_size": 1,
+            },
+            "mariadb": {
+                "mysql_dsn": server.url,
+                "mysql_queue_table": f"queue_{number}",
+                "mysql_dead_letter_table": f"dead_{number}",
+                "mysql_min_pool_size": 1,
             },
             "redis": {"redis_url": f"{server.url}/{number % 16}"},
         }
@@ -196,7 +202,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         one.remove()
 
 
-@pytest.fixture(params=["postgres", "redis"])
+@pytest.fixture(params=["postgres", "mariadb", "redis"])
 async def private(
     request: pytest.FixtureRequest, alone: None, servers: Callable[[str], Service], tmp_path: Path
 ) -> AsyncIterator[App]:
@@ -286,6 +292,7 @@ async def test_a_producer_gets_its_error_by_the_deadline_when_the_broker_is_not_
     for options in (
         {"driver": "redis", "redis_url": f"redis://127.0.0.1:{port}"},
         {"driver": "postgres", "postgres_dsn": f"postgresql://test:canary@127.0.0.1:{port}/test_db"},
+        {"driver": "mysql", "mysql_dsn": f"mysql://test:canary@127.0.0.1:{port}/test_db"},
     ):
         asynctasq.init(options)
         before = time.monotonic()

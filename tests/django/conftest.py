@@ -75,7 +75,7 @@ def use(settings: Any) -> Iterator[Callable[..., Broker]]:
 
     def configure(name: str, **more: Any) -> Broker:
         given: dict[str, Any] = {"default_queue": f"django-{uuid.uuid4().hex[:12]}", **QUICK}
-        alias = "postgres" if name == "postgres" else "default"
+        alias = name if name in ("postgres", "mysql") else "default"
         if name == "redis":
             given |= {"driver": "redis", "redis_db": REDIS_DATABASE}
         else:
@@ -94,10 +94,10 @@ def use(settings: Any) -> Iterator[Callable[..., Broker]]:
                 client.srem("asynctasq:queues", queue)
 
 
-@pytest.fixture(params=["sqlite", "postgres", "redis"])
+@pytest.fixture(params=["sqlite", "postgres", "mysql", "redis"])
 def broker(request: pytest.FixtureRequest, transactional_db: None, use: Callable[..., Broker]) -> Broker:
     """An empty broker of each kind in turn."""
-    if request.param == "postgres" and "postgres" not in _databases(request):
+    if request.param in ("postgres", "mysql") and request.param not in _databases(request):
         pytest.fail("mark the test with django_db(transaction=True, databases='__all__')")
     return use(request.param)
 

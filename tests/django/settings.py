@@ -52,10 +52,12 @@ def database(kind: str, name: str | None = None) -> dict[str, Any]:
 DATABASES = {
     "default": database(os.environ.get("ASYNCTASQ_TEST_DATABASE", "sqlite"), os.environ.get("ASYNCTASQ_TEST_NAME")),
     "postgres": database("postgres"),
+    "mysql": database("mysql"),
 }
 DATABASES["default"].update(json.loads(os.environ.get("ASYNCTASQ_TEST_OPTIONS", "{}")))
-if DATABASES["default"]["ENGINE"] == DATABASES["postgres"]["ENGINE"]:
-    DATABASES["postgres"]["TEST"] = {"NAME": f"test_{UNIQUE}_2"}
+for alias in ("postgres", "mysql"):
+    if DATABASES["default"]["ENGINE"] == DATABASES[alias]["ENGINE"]:
+        DATABASES[alias]["TEST"] = {"NAME": f"test_{UNIQUE}_2"}
 DATABASE_ROUTERS = [os.environ["ASYNCTASQ_TEST_ROUTER"]] if "ASYNCTASQ_TEST_ROUTER" in os.environ else []
 
 ASYNCTASQ = json.loads(os.environ.get("ASYNCTASQ_TEST_SETTINGS", '{"driver": "redis", "redis_db": 5}'))

@@ -69,9 +69,9 @@ def test_w001_looks_at_the_defaults(settings: Any) -> None:
 
 
 @pytest.mark.django_db(databases="__all__")
-@pytest.mark.parametrize("alias", ["default", "postgres"])
+@pytest.mark.parametrize("alias", ["default", "postgres", "mysql"])
 def test_w002_finds_tables_that_are_missing_in_the_database_in_use(settings: Any, alias: str) -> None:
-    vendor = {"sqlite": "sqlite", "postgresql": "postgres"}[connections[alias].vendor]
+    vendor = {"sqlite": "sqlite", "postgresql": "postgres", "mysql": "mysql"}[connections[alias].vendor]
     settings.ASYNCTASQ = {"database": alias}
     assert found(databases=[alias]) == []
     settings.ASYNCTASQ = {"database": alias, f"{vendor}_queue_table": "elsewhere"}
@@ -79,7 +79,7 @@ def test_w002_finds_tables_that_are_missing_in_the_database_in_use(settings: Any
     (message,) = found(databases=[alias])
     assert (message.id, message.level) == ("asynctasq.W002", checks.WARNING)
     assert "elsewhere are missing" in message.msg
-    assert ("--database postgres" in (message.hint or "")) is (alias == "postgres")
+    assert (f"--database {alias}" in (message.hint or "")) is (alias != "default")
 
 
 @pytest.mark.django_db(databases="__all__")

@@ -128,7 +128,7 @@ def test_an_address_in_a_flag_goes_before_the_alias_in_the_settings(use: Callabl
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
-@pytest.mark.parametrize("name", ["sqlite", "postgres", "redis"])
+@pytest.mark.parametrize("name", ["sqlite", "postgres", "mysql", "redis"])
 def test_health_is_0_when_the_broker_answers(use: Callable[..., Broker], name: str) -> None:
     use(name)
     assert run("health").strip() == f"{name}: answers"

@@ -26,6 +26,8 @@ from tests.django.conftest import Broker, Manage
 from tests.django.settings import UNIQUE, VARIABLES
 
 TABLES = {"task_queue", "dead_letter_queue"}
+GENERATED = {"urgency"}
+"""Columns that the database fills in itself, for its indexes."""
 NAMES = {"queue_table": "shop_tasks", "dead_letter_table": "shop_dead"}
 
 
@@ -102,8 +104,7 @@ def test_the_tables_have_the_names_that_the_settings_give(database: Database) ->
     assert made[1] >= set(NAMES.values())
     assert not made[1] & TABLES
     assert "No changes detected" in look[0]
-    # Of MySQL it is said that this version has tables for it but no driver.
-    assert "no issues" in check[0] or database.kind == "mysql"
+    assert "no issues" in check[0]
     assert not back[1] & set(NAMES.values())
 
 
@@ -139,7 +140,7 @@ def test_the_columns_are_those_of_the_models() -> None:
                 table = model._meta.db_table
                 columns = {c.name: c for c in connection.introspection.get_table_description(cursor, table)}
                 fields = {field.column: field for field in model._meta.local_fields}
-                assert set(columns) == set(fields)
+                assert set(columns) - GENERATED == set(fields)
 
 
 class Flushed(TransactionTestCase):

@@ -48,7 +48,7 @@ def test_without_settings_the_queue_is_in_the_default_database(settings: Any) ->
     assert conf.alias_of(config.driver, config) == "default"
 
 
-@pytest.mark.parametrize(("alias", "driver"), [("default", "sqlite"), ("postgres", "postgres")])
+@pytest.mark.parametrize(("alias", "driver"), [("default", "sqlite"), ("postgres", "postgres"), ("mysql", "mysql")])
 def test_with_an_alias_the_driver_follows_its_vendor(settings: Any, alias: str, driver: str) -> None:
     settings.ASYNCTASQ = {"database": alias}
     assert Config.get().driver == driver
@@ -154,6 +154,45 @@ def test_a_dsn_holds_any_name_and_password() -> None:
 )
 def test_a_dsn_may_lead_to_a_socket_an_address_or_a_service(database: dict[str, Any], parts: dict[str, str]) -> None:
     assert conninfo_to_dict(conf.dsn("postgres", database)) == parts
+
+
+@pytest.mark.parametrize(
+    ("database", "dsn"),
+    [
+        ({"NAME": "shop"}, "mysql:///shop"),
+        ({"NAME": "shop", "HOST": "localhost", "USER": "u"}, "mysql://u@/shop"),
+        ({"NAME": "shop", "HOST": "/run/mysqld.sock"}, "mysql:///shop?unix_socket=%2Frun%2Fmysqld.sock"),
+        (
+            {
+                "NAME": "büro/1?x",
+                "HOST": "db.example.org",
+                "PORT": "3307",
+                "USER": "o'hara@shop",
+                "PASSWORD": "p@ss:w/#",
+            },
+            "mysql://o%27hara%40shop:p%40ss%3Aw%2F%23@db.example.org:3307/b%C3%BCro%2F1%3Fx",
+        ),
+        (
+            {
+                "NAME": "shop",
+                "HOST": "::1",
+                "OPTIONS": {
+                    "charset": "utf8mb4",
+                    "isolation_level": "repeatable read",
+                    "init_command": "SET sql_mode = ''",
+                    "ssl": {"ca": "/etc/ssl/ca.pem"},
+                    "ssl_mode": "VERIFY_CA",
+                },
+            },
+            "mysql://[::1]/shop?ssl_mode=VERIFY_CA&ssl_ca=%2Fetc%2Fssl%2Fca.pem",
+        ),
+        ({"NAME": None, "OPTIONS": {"read_default_file": "~/my.cnf"}}, "mysql:///?read_default_file=~%2Fmy.cnf"),
+    ],
+)
+def test_a_mysql_dsn_says_how_the_server_is_reached_and_nothing_else(database: dict[str, Any], dsn: str) -> None:
+    made = conf.dsn("mysql", database)
+    assert made == dsn
+    assert Config.make({"mysql_dsn": made}).mysql_dsn == dsn
 
 
 def test_event_emitters_are_made_from_their_paths(settings: Any) -> None:

@@ -80,7 +80,7 @@ def test_many_are_dispatched_as_one(broker: Broker) -> None:
     assert sorted(ids) == [info.id for info in broker.tasks()]
 
 
-@pytest.mark.parametrize("name", ["sqlite", "postgres"])
+@pytest.mark.parametrize("name", ["sqlite", "postgres", "mysql"])
 @pytest.mark.parametrize("count", [1, 50])
 def test_on_a_database_a_dispatch_is_one_query(use: Callable[..., Broker], name: str, count: int) -> None:
     broker = use(name)

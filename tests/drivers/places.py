@@ -185,6 +185,79 @@ class PostgresPlace(Server):
         self._connection.close()
 
 
+class MySqlPlace(Server):
+    name = "mysql"
+
+    def __init__(self) -> None:
+        import MySQLdb
+
+        from asynctasq.drivers.mysql.connection import options
+
+        stem = f"contract_{uuid.uuid4().hex[:12]}"
+        self.queue, self.dead = f"{stem}_queue", f"{stem}_dead"
+        config = Config.make({})
+        self._dsn = config.mysql_dsn
+        parts = urlsplit(self._dsn)
+        self.host, self.port = parts.hostname or "localhost", parts.port or 3306
+        self.options = {
+            "mysql_dsn": self._dsn,
+            "mysql_queue_table": self.queue,
+            "mysql_dead_letter_table": self.dead,
+            "mysql_min_pool_size": 1,
+            "mysql_max_pool_size": 2,
+        }
+        self._connection = MySQLdb.connect(**options(config), charset="utf8mb4", autocommit=True, connect_timeout=5)
+
+    def at(self, host: str, port: int) -> dict[str, Any]:
+        parts = urlsplit(self._dsn)
+        user = parts.netloc.rpartition("@")[0]
+        dsn = urlunsplit(parts._replace(netloc=f"{user}@{host}:{port}" if user else f"{host}:{port}"))
+        return {**self.options, "mysql_dsn": dsn}
+
+    def ask(self, statement: str, *args: Any) -> list[Any]:
+        """Rows, around the driver."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, args or None)
+            return list(cursor.fetchall())
+
+    def _tables(self) -> list[str]:
+        rows = self.ask(
+            "SELECT table_name FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name IN (%s, %s)",
+            self.queue,
+            self.dead,
+        )
+        return [name for (name,) in rows]
+
+    def reset(self) -> None:
+        for table in self._tables():
+            self.ask(f"DELETE FROM {table}")
+
+    def put(self, message: Message, payload: bytes) -> None:
+        self.ask(
+            f"INSERT INTO {self.queue} (id, queue_name, task, payload, priority, status, max_attempts,"
+            " visibility_timeout, created_at, available_at)"
+            " VALUES (%s, %s, %s, _binary %s, %s, 'pending', %s, %s, %s, UTC_TIMESTAMP(6))",
+            message.id,
+            message.queue,
+            message.task,
+            payload,
+            message.priority,
+            message.max_attempts,
+            message.visibility_timeout,
+            message.created_at.replace(tzinfo=None),
+        )
+
+    def traces(self) -> int:
+        [(count,)] = self.ask(f"SELECT (SELECT count(*) FROM {self.queue}) + (SELECT count(*) FROM {self.dead})")
+        return int(count)
+
+    def close(self) -> None:
+        for table in self._tables():
+            self.ask(f"DROP TABLE {table}")
+        self._connection.close()
+
+
 class RedisPlace(Server):
     name = "redis"
     databases = (13, 14, 15)
@@ -259,6 +332,7 @@ class RedisPlace(Server):
 PLACES: dict[str, type[Place]] = {
     "sqlite": SqlitePlace,
     "postgres": PostgresPlace,
+    "mysql": MySqlPlace,
     "redis": RedisPlace,
 }
 

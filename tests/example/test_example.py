@@ -11,19 +11,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from html import unescape
 from http.cookiejar import CookieJar
 from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import HTTPCookieProcessor, OpenerDirector, ProxyHandler, build_opener
 
+import MySQLdb
 import psycopg
 import pytest
 from redis import Redis
 
+from asynctasq.config import Config
+from asynctasq.drivers.mysql.connection import options
+
 ROOT = Path(__file__).resolve().parents[2]
 POSTGRES_DSN = os.environ.get("ASYNCTASQ_POSTGRES_DSN", "postgresql://test:test@127.0.0.1:5432/test_db")
+MYSQL_DSN = os.environ.get("ASYNCTASQ_MYSQL_DSN", "mysql://test:test@127.0.0.1:3306/test_db")
 REDIS_URL = os.environ.get("ASYNCTASQ_REDIS_URL", "redis://127.0.0.1:6379")
 
 
@@ -39,7 +44,8 @@ class Example:
         hidden = ("ASYNCTASQ_", "DJANGO_", "EXAMPLE_")
         env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
         env |= {"ASYNCTASQ_DRIVER": driver, "EXAMPLE_NAME": self.name, "PYTHONUNBUFFERED": "1"}
-        env |= {"ASYNCTASQ_POSTGRES_DSN": POSTGRES_DSN, "ASYNCTASQ_REDIS_URL": REDIS_URL}
+        env |= {"ASYNCTASQ_POSTGRES_DSN": POSTGRES_DSN, "ASYNCTASQ_MYSQL_DSN": MYSQL_DSN}
+        env["ASYNCTASQ_REDIS_URL"] = REDIS_URL
         return [sys.executable, *words], env
 
     def demo(self, driver: str = "sqlite") -> subprocess.CompletedProcess[str]:
@@ -70,6 +76,14 @@ def postgres_left_clean(example: Example) -> Iterator[None]:
     yield
     with psycopg.connect(POSTGRES_DSN, autocommit=True) as server:
         server.execute(f'DROP DATABASE IF EXISTS "{example.name}" WITH (FORCE)'.encode())
+
+
+@pytest.fixture
+def mysql_left_clean(example: Example) -> Iterator[None]:
+    yield
+    where = options(Config.make({"mysql_dsn": MYSQL_DSN}))
+    with closing(MySQLdb.connect(**where)) as server:
+        server.cursor().execute(f"DROP DATABASE IF EXISTS `test_{example.name}`")
 
 
 @pytest.fixture
@@ -129,6 +143,11 @@ def test_the_demo_succeeds_on_postgres(example: Example) -> None:
         if server.execute("SELECT to_regclass('task_queue')").fetchone() != (None,):
             elsewhere = server.execute("SELECT FROM task_queue WHERE queue_name = %s", [example.name])
             assert elsewhere.rowcount == 0
+
+
+@pytest.mark.usefixtures("mysql_left_clean")
+def test_the_demo_succeeds_on_mysql(example: Example) -> None:
+    check(example.demo("mysql"))
 
 
 @pytest.mark.usefixtures("redis_left_clean")

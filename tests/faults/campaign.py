@@ -16,7 +16,7 @@ from pathlib import Path
 import asynctasq
 from tests.drivers.places import PLACES, Place
 from tests.faults.ledger import Verdict
-from tests.faults.world import World, kills, sweep
+from tests.faults.world import World, crowd, kills, sweep
 
 STEPS = 60
 """More than a worker takes for the tasks of a sweep."""
@@ -46,7 +46,11 @@ async def _sweep(world: World, arguments: argparse.Namespace) -> Verdict:
     return await sweep(world, range(1, STEPS))
 
 
-FAULTS = {"kills": _kills, "sweep": _sweep}
+async def _crowd(world: World, arguments: argparse.Namespace) -> Verdict:
+    return await crowd(world, 8, arguments.tasks)
+
+
+FAULTS = {"kills": _kills, "sweep": _sweep, "crowd": _crowd}
 
 
 def main() -> int:

@@ -42,6 +42,8 @@ class Deaf(Proxy):
 
 def marker(driver: str, call: str) -> bytes:
     """What is in the first request of a connection for that call: ``enqueue`` or ``ack``."""
+    if driver == "mysql":
+        return {"enqueue": b"INSERT INTO", "ack": b"DELETE t"}[call]
     if driver == "postgres":
         return {"enqueue": b"WITH fresh AS", "ack": b"DELETE FROM"}[call]
     script = resources.files("asynctasq.drivers.redis").joinpath("lua").joinpath(f"{call}.lua").read_text("utf-8")

@@ -18,6 +18,10 @@ PATIENCE = 10.0
 """Seconds after a broker is back by which it is used again."""
 
 
+DRIVERS = {"mariadb": "mysql"}
+"""Of servers that are not named as their driver is."""
+
+
 def services() -> Any:
     """The module that starts servers; a script, and in no package."""
     if "services" not in sys.modules:
@@ -34,6 +38,8 @@ def create(driver: str, directory: Path) -> Any:
     module = services()
     if driver == "postgres":
         return module.Postgres(directory)
+    if driver == "mysql":
+        return module.MariaDB(directory)
 
     class Redis(module.Redis):  # type: ignore[misc, name-defined]
         def command(self) -> list[str | Path]:
@@ -48,7 +54,7 @@ def place_on(server: Any) -> Iterator[Place]:
     """A place on that server, which runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(server.variable, server.url)
-        place = PLACES[server.name]()
+        place = PLACES[DRIVERS.get(server.name, server.name)]()
     try:
         yield place
     finally:

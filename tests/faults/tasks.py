@@ -113,10 +113,22 @@ def crash_at(point: int) -> None:
         from asynctasq.drivers.postgres import PostgresDriver
 
         PostgresDriver._execute = around(PostgresDriver._execute)  # type: ignore[assignment, method-assign]
-    else:
-        from asynctasq.drivers.sqlite import Connection
+    elif driver == "mysql":
+        from asynctasq.drivers.mysql.connection import Connection
 
-        opened = Connection._new
+        send = Connection.send
+
+        def stepping(self: Any, *args: Any) -> Any:
+            step()
+            rows = send(self, *args)
+            step()
+            return rows
+
+        Connection.send = stepping  # type: ignore[method-assign]
+    else:
+        from asynctasq.drivers.sqlite import Connection as Embedded
+
+        opened = Embedded._new
 
         def traced(path: str) -> Any:
             connection = opened(path)
@@ -124,7 +136,7 @@ def crash_at(point: int) -> None:
             connection.set_trace_callback(lambda sql: None if sql.startswith("PRAGMA") else step())
             return connection
 
-        Connection._new = staticmethod(traced)  # type: ignore[method-assign]
+        Embedded._new = staticmethod(traced)  # type: ignore[method-assign]
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:

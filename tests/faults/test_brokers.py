@@ -164,7 +164,7 @@ async def proxied(
 def through(world: World, proxy: Deaf) -> dict[str, Any]:
     assert isinstance(world.place, Server)
     options = world.place.at(proxy.host, proxy.port)
-    return {name: value for name, value in options.items() if name in ("redis_url", "postgres_dsn")}
+    return {name: value for name, value in options.items() if name in ("redis_url", "postgres_dsn", "mysql_dsn")}
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import asynctasq
 from tests.faults import tasks
 from tests.faults.process import ROOT
-from tests.faults.world import World
+from tests.faults.world import World, crowd
 
 FORK = """
 import os, sys
@@ -54,3 +54,11 @@ async def test_ten_thousand_due_in_one_second_start_once_each_and_within_ten_sec
     first, last = min(line.at for line in lines), max(line.at for line in lines)
     print(f"{world.place.name} due-at-once {count} started within {last - first:.2f} s by {len(workers)} workers")
     assert last - first <= 10
+
+
+async def test_eight_workers_at_one_queue_run_each_task_once_and_get_in_nobody_s_way(world: World) -> None:
+    """``campaign --faults crowd`` is the same with more of them."""
+    verdict = await crowd(world, 8, 2_000 if world.place.name == "sqlite" else 10_000)
+    print(verdict.line(world.place.name, "crowd", world.seed))
+    assert verdict.clean, verdict
+    assert verdict.duplicates == 0

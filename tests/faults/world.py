@@ -44,7 +44,7 @@ class World:
         self.options: dict[str, Any] = {
             "driver": place.name,
             **place.options,
-            **({"postgres_max_pool_size": 5} if place.name == "postgres" else {}),
+            **({f"{place.name}_max_pool_size": 5} if place.name in ("postgres", "mysql") else {}),
             "default_visibility_timeout": LEASE,
             "default_retry_strategy": "fixed",
             "default_retry_delay": 0.05,
@@ -202,6 +202,22 @@ async def kills(world: World, count: int, total: int) -> Verdict:
         worker.send(signal.SIGTERM)
     for worker in workers:
         assert await worker.ended() == 0
+    return verdict
+
+
+async def crowd(world: World, count: int, total: int) -> Verdict:
+    """``count`` workers at one queue while ``total`` tasks are handed over and run, with no fault at all."""
+    world.configure(default_visibility_timeout=30)
+    workers = await world.working(count, "--concurrency", "10")
+    calls = [tasks.nap(f"t{number}", 0.0) for number in range(total)]
+    await asyncio.gather(*(world.dispatch(calls[part::4]) for part in range(4)))
+    verdict = await world.verdict(await world.drained(within=10 + total * 0.02))
+    for worker in workers:
+        worker.send(signal.SIGTERM)
+    for worker in workers:
+        assert await worker.ended() == 0
+        # No conflict of locks has come to anyone's notice.
+        assert "waiting for the broker" not in worker.output, worker.output[-2000:]
     return verdict
 
 

@@ -32,7 +32,7 @@ AFTERWARDS = """
 Everything ended as it had to. A high airfield's first answer is 503, so its task ran twice; the photograph whose
 upload broke off has its tasks in the dead letters. Next:
   make serve                           website, admin and worker together until Ctrl-C
-  ASYNCTASQ_DRIVER=postgres make demo  the same on PostgreSQL; or redis
+  ASYNCTASQ_DRIVER=postgres make demo  the same on PostgreSQL; or mysql, redis
   make test                            every test, on real databases and brokers"""
 
 
