@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 from asynctasq.core import context
 from asynctasq.drivers.sqlite import add_functions
+from asynctasq.errors import ConfigurationError
 
 
 def install() -> None:
@@ -58,6 +59,17 @@ def close_unusable() -> None:
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+
+
+@contextmanager
+def needs_table(table: str, alias: str, what: str) -> Iterator[None]:
+    """Around statements on ``table``. When it is not there: ConfigurationError, saying that ``what`` is missing."""
+    try:
+        yield
+    except DatabaseError as exc:
+        if table not in str(exc) or "unique" in str(exc).lower():
+            raise
+        raise ConfigurationError(f"{what} missing in the database {alias!r}: run 'manage.py migrate' ({exc})") from exc
 
 
 _used_by_async: set[str] = set()

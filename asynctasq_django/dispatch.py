@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from django.db import DatabaseError, connections, transaction
+from django.db import connections, transaction
 
 from asynctasq.core.dispatcher import Dispatcher
 from asynctasq.core.message import Message
 from asynctasq.drivers.sql import SqlDriver
 from asynctasq.errors import ConfigurationError
-from asynctasq_django import conf, outbox
+from asynctasq_django import conf, db, outbox
 
 if TYPE_CHECKING:
     from asynctasq.drivers.base import Driver
@@ -48,17 +48,10 @@ class DjangoDispatcher(Dispatcher):
     @staticmethod
     def _insert(alias: str, driver: SqlDriver, messages: Sequence[Message]) -> None:
         """On Django's own connection: it commits or rolls back with whatever else is in there."""
-        connection = connections[alias]
-        with connection.cursor() as cursor:
-            try:
-                for rows in driver.enqueue_parts(messages):
-                    cursor.execute(driver.sql["enqueue"], rows)
-            except DatabaseError as exc:
-                if driver.tables.queue.rpartition(".")[2] not in str(exc) or "unique" in str(exc).lower():
-                    raise
-                raise ConfigurationError(
-                    f"the queue tables are missing in the database {alias!r}: run 'manage.py migrate' ({exc})"
-                ) from exc
+        table = driver.tables.queue.rpartition(".")[2]
+        with connections[alias].cursor() as cursor, db.needs_table(table, alias, "the queue tables are"):
+            for rows in driver.enqueue_parts(messages):
+                cursor.execute(driver.sql["enqueue"], rows)
 
 
 def _loop_is_running() -> bool:

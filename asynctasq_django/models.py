@@ -13,6 +13,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from asynctasq.core.message import Message
+from asynctasq.errors import DecodeError
 from asynctasq_django import conf
 
 if TYPE_CHECKING:
@@ -77,6 +78,15 @@ class Task(StoredTask):
         default_permissions = ("view",)
 
 
+class DeadLetter(StoredTask):
+    """A task that failed for good."""
+
+    class Meta:
+        db_table = conf.table_names().dead
+        base_manager_name = "objects"
+        default_permissions = ("view",)
+
+
 class OutboxEntry(models.Model):
     """The tasks of one dispatch, on their way to a broker that is not the database."""
 
@@ -95,14 +105,8 @@ class OutboxEntry(models.Model):
         return self.id
 
     def read(self) -> list[Message]:
-        """The tasks as they were dispatched. Raises msgspec.DecodeError for anything else."""
-        return msgspec.msgpack.decode(self.messages, type=list[Message])
-
-
-class DeadLetter(StoredTask):
-    """A task that failed for good."""
-
-    class Meta:
-        db_table = conf.table_names().dead
-        base_manager_name = "objects"
-        default_permissions = ("view",)
+        """The tasks as they were dispatched. Raises DecodeError for anything else."""
+        try:
+            return msgspec.msgpack.decode(self.messages, type=list[Message])
+        except msgspec.DecodeError as exc:
+            raise DecodeError(f"not a list of messages: {exc}") from exc

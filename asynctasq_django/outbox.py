@@ -20,7 +20,8 @@ from django.db import DatabaseError, connections, models, router, transaction
 from django.db.models.functions import Now
 
 from asynctasq.core.message import Message
-from asynctasq.errors import AsyncTasQError, BrokerError, ConfigurationError
+from asynctasq.errors import AsyncTasQError, BrokerError
+from asynctasq_django import db
 from asynctasq_django.models import OutboxEntry
 
 logger = logging.getLogger("asynctasq.outbox")
@@ -41,14 +42,8 @@ BATCH = 100
 def put(alias: str, driver: str, messages: Sequence[Message]) -> OutboxEntry:
     """Write messages in the transaction of ``alias``. One query. Raises ConfigurationError without the table."""
     entry = OutboxEntry(id=messages[0].id, driver=driver, messages=msgspec.msgpack.encode(messages))
-    try:
+    with db.needs_table(OutboxEntry._meta.db_table, alias, "the table of the outbox is"):
         entry.save(using=alias, force_insert=True)
-    except DatabaseError as exc:
-        if OutboxEntry._meta.db_table not in str(exc) or "unique" in str(exc).lower():
-            raise
-        raise ConfigurationError(
-            f"outbox: its table is missing in the database {alias!r}: run 'manage.py migrate' ({exc})"
-        ) from exc
     return entry
 
 
@@ -111,68 +106,75 @@ class Sweeper(threading.Thread):
         else:
             self._unusable.discard(alias)
         finally:
-            connections[alias].close_if_unusable_or_obsolete()
+            db.close_unusable()
 
 
 def sweep(alias: str, by: Send, older: timedelta = GRACE) -> int:
     """Send all entries older than that, the oldest first; returns how many tasks they were.
 
-    What can never be sent is logged and left, and holds up nothing else. Raises BrokerError when the broker is away.
+    What can never be sent is logged and left. Raises BrokerError when a broker is away, which holds up no other's.
     """
     total = 0
-    after = ""
-    while True:
+    away: BrokerError | None = None
+    for driver in _waiting(alias, older).order_by().values_list("driver", flat=True).distinct():
         try:
-            sent, last = _sweep_batch(alias, by, older, after, BATCH)
+            total += _sweep_driver(alias, driver, by, older)
+        except BrokerError as exc:
+            away = exc
+    if away is not None:
+        raise away
+    return total
+
+
+def _sweep_driver(alias: str, driver: str, by: Send, older: timedelta) -> int:
+    waiting = _waiting(alias, older).filter(driver=driver).values_list("pk", flat=True)
+    total = 0
+    after = ""
+    # Ids are times: in their order, and each once in a sweep.
+    while ids := list(waiting.filter(pk__gt=after)[:BATCH]):
+        try:
+            total += _send_entries(alias, driver, ids, by)
         except BrokerError:
             raise
         except AsyncTasQError:
             # One of them cannot be sent: each for itself, then.
-            sent, last = _sweep_one(alias, by, older, after)
-        total += sent
-        if not last:
-            return total
-        after = last
+            total += sum(_send_alone(alias, driver, id, by) for id in ids)
+        after = ids[-1]
+    return total
 
 
-def _sweep_one(alias: str, by: Send, older: timedelta, after: str) -> tuple[int, str]:
+def _send_alone(alias: str, driver: str, id: str, by: Send) -> int:
     try:
-        return _sweep_batch(alias, by, older, after, 1)
+        return _send_entries(alias, driver, [id], by)
     except BrokerError:
         raise
     except AsyncTasQError as exc:
-        entry = _waiting(alias, older, after).first()
-        if entry is None:
-            return 0, ""
-        logger.error("outbox: entry %s cannot be sent and stays: %s", entry.pk, exc)
-        return 0, entry.pk
+        logger.error("outbox: entry %s cannot be sent and stays: %s", id, exc)
+        return 0
 
 
-def _sweep_batch(alias: str, by: Send, older: timedelta, after: str, limit: int) -> tuple[int, str]:
-    """How many tasks were sent, and the id of the last entry; no id when there was none."""
+def _send_entries(alias: str, driver: str, ids: Sequence[str], by: Send) -> int:
+    """Take these out and send them, as far as nobody else is about it; how many tasks they were.
+
+    All for one broker: what it took must not come back because another did not.
+    """
     skip = connections[alias].features.has_select_for_update_skip_locked
     with transaction.atomic(using=alias):
-        waiting = _waiting(alias, older, after)
-        entries = list((waiting.select_for_update(skip_locked=True) if skip else waiting)[:limit])
-        if not entries:
-            return 0, ""
+        chosen = OutboxEntry.objects.using(alias).filter(pk__in=ids).order_by("pk")
+        entries = list(chosen.select_for_update(skip_locked=True) if skip else chosen)
+        messages = [message for entry in entries for message in entry.read()]
         removed, _ = OutboxEntry.objects.using(alias).filter(pk__in=[entry.pk for entry in entries]).delete()
         if removed != len(entries):
             # Without locks on rows: another took some of them meanwhile.
             transaction.set_rollback(True, using=alias)
-            return 0, ""
-        groups: dict[str, list[Message]] = {}
-        for entry in entries:
-            groups.setdefault(entry.driver, []).extend(entry.read())
-        for driver, messages in groups.items():
+            return 0
+        if messages:
             by(driver, messages)
-    return sum(map(len, groups.values())), entries[-1].pk
+    return len(messages)
 
 
-def _waiting(alias: str, older: timedelta, after: str) -> models.QuerySet[OutboxEntry]:
-    entries = OutboxEntry.objects.using(alias)
-    # Ids are times: in their order, and each once in a sweep.
-    return entries.filter(created_at__lte=Now() - older, pk__gt=after).order_by("pk")
+def _waiting(alias: str, older: timedelta) -> models.QuerySet[OutboxEntry]:
+    return OutboxEntry.objects.using(alias).filter(created_at__lte=Now() - older).order_by("pk")
 
 
 def aliases() -> list[str]:

@@ -155,6 +155,42 @@ def test_what_can_never_be_sent_stays_and_holds_up_nothing(
     assert f"entry {ids[1]} cannot be sent and stays: too large for this one" in caplog.text
 
 
+def test_an_entry_that_is_no_list_of_messages_stays_and_holds_up_nothing(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    alias = broker.settings["database"]
+    OutboxEntry.objects.using(alias).create(id="0", driver="redis", messages=b"\xc1")
+    with transaction.atomic(using=alias):
+        id = accept("readable").dispatch_sync()
+        connections[alias].run_on_commit.clear()
+    assert sweep(alias) == 1
+    assert [info.id for info in broker.tasks()] == [id]
+    assert [entry.id for entry in entries(broker)] == ["0"]
+    assert "entry 0 cannot be sent and stays: not a list of messages" in caplog.text
+
+
+def test_a_broker_that_is_away_neither_holds_up_nor_repeats_what_is_for_another(broker: Broker) -> None:
+    alias = broker.settings["database"]
+    sent: list[str] = []
+
+    def send(driver: str, messages: Any) -> None:
+        if driver == "away":
+            raise BrokerUnavailable("away")
+        sent.extend(message.id for message in messages)
+
+    ids = []
+    for _ in range(2):
+        with transaction.atomic(using=alias):
+            ids.append(accept().dispatch_sync())
+            connections[alias].run_on_commit.clear()
+    OutboxEntry.objects.using(alias).filter(pk=ids[0]).update(driver="away")
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable):
+            outbox.sweep(alias, send, NOW)
+        assert sent == ids[1:]
+    assert [entry.id for entry in entries(broker)] == ids[:1]
+
+
 @pytest.mark.parametrize("count", [200])
 def test_nothing_is_lost_when_processes_are_killed_between_commit_and_send(broker: Broker, count: int) -> None:
     alias = broker.settings["database"]

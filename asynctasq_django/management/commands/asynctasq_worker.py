@@ -40,16 +40,17 @@ class Command(CoreCommand):
         if namespace.processes > 1:
             # The copies are single workers, and each would start again by itself.
             return supervisor.run(namespace.processes, [*sys.orig_argv, "--processes", "1", "--no-reload"])
-        dispatcher = _runtime.runtime().dispatcher
-        if not conf.current.outbox or not isinstance(dispatcher, DjangoDispatcher):
-            return self._work(namespace)
-        with outbox.sweeping(dispatcher.send_now):
-            return self._work(namespace)
-
-    def _work(self, namespace: Namespace) -> int:
         ends = namespace.drain or namespace.max_tasks is not None
         wanted = settings.DEBUG if namespace.reload is None else namespace.reload
-        return self._run_reloading(namespace) if wanted and not ends else cli.run_worker(namespace)
+        return self._run_reloading(namespace) if wanted and not ends else self._run(namespace)
+
+    def _run(self, namespace: Namespace, starting: Callable[[Worker], object] | None = None) -> int:
+        """A worker, and what goes on beside it."""
+        dispatcher = _runtime.runtime().dispatcher
+        if not conf.current.outbox or not isinstance(dispatcher, DjangoDispatcher):
+            return cli.run_worker(namespace, starting)
+        with outbox.sweeping(dispatcher.send_now):
+            return cli.run_worker(namespace, starting)
 
     def _run_reloading(self, namespace: Namespace) -> int:
         """As runserver: the worker in a thread, in a process that another replaces when code changes."""
@@ -62,7 +63,7 @@ class Command(CoreCommand):
 
         def work() -> None:
             try:
-                cli.run_worker(namespace, starting)
+                self._run(namespace, starting)
             except AsyncTasQError as exc:
                 self.stderr.write(f"CommandError: {exc}")
                 # From a thread there is no other way out; runserver takes it too.
