@@ -16,8 +16,8 @@ import psycopg.errors as pg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from asynctasq.config import Config, mask_url
-from asynctasq.core.message import MAX_MESSAGE_BYTES, Lease
-from asynctasq.drivers.base import CALL_DEADLINE, Capabilities
+from asynctasq.core.message import Lease
+from asynctasq.drivers.base import CALL_DEADLINE
 from asynctasq.drivers.sql import Args, Row, SqlDriver, Steps, schema
 from asynctasq.errors import (
     AsyncTasQError,
@@ -65,17 +65,6 @@ NEEDS_A_PERSON = (
 class PostgresDriver(SqlDriver):
     name: ClassVar[str] = "postgres"
     dialect = "postgres"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        idempotent=True,
-        ordered=True,
-        timed_leases=True,
-        priority=True,
-        transactions=True,
-        listing=True,
-        results=True,
-        exact_counts=True,
-        max_payload=MAX_MESSAGE_BYTES,
-    )
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -16,14 +16,15 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
 
-from asynctasq.core.message import STATUSES, Lease, Message, Status, decode, encode, open_lease
+from asynctasq.core.message import MAX_MESSAGE_BYTES, STATUSES, Lease, Message, Status, decode, encode, open_lease
 from asynctasq.core.outcome import Dead, Done, ErrorInfo, Retry
 from asynctasq.core.retry import retry_delay
 from asynctasq.drivers.base import (
+    Capabilities,
     Driver,
     Inspector,
     Maintenance,
@@ -121,6 +122,17 @@ class SqlDriver(Driver, Inspector):
     """A driver whose broker is two tables."""
 
     dialect: str
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        idempotent=True,
+        ordered=True,
+        timed_leases=True,
+        priority=True,
+        transactions=True,
+        listing=True,
+        results=True,
+        exact_counts=True,
+        max_payload=MAX_MESSAGE_BYTES,
+    )
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

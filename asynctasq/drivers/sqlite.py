@@ -19,8 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
 from asynctasq.config import Config
-from asynctasq.core.message import MAX_MESSAGE_BYTES, Message
-from asynctasq.drivers.base import Capabilities
+from asynctasq.core.message import Message
 from asynctasq.drivers.sql import Args, Row, SqlDriver, Steps, Tables, enqueue_rows, schema, single
 from asynctasq.errors import AsyncTasQError, BrokerFull, BrokerUnavailable, ConfigurationError, DriverClosed
 
@@ -39,17 +38,6 @@ _WRITES = re.compile(r"^\s*(INSERT|UPDATE|DELETE)\b", re.MULTILINE)
 class SqliteDriver(SqlDriver):
     name: ClassVar[str] = "sqlite"
     dialect = "sqlite"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        idempotent=True,
-        ordered=True,
-        timed_leases=True,
-        priority=True,
-        transactions=True,
-        listing=True,
-        results=True,
-        exact_counts=True,
-        max_payload=MAX_MESSAGE_BYTES,
-    )
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

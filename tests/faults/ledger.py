@@ -115,7 +115,7 @@ class Verdict(NamedTuple):
     """Held by workers when they were killed, and not known to be settled."""
     kills: int
     max_recovery: float
-    """Seconds from a kill to the next start of what it interrupted, for each lease that was lost, at most."""
+    """Seconds from a kill to the next start of what it interrupted, at most."""
 
     @property
     def clean(self) -> bool:
@@ -162,8 +162,7 @@ def judge(
             elif again.start.at < died:
                 overlap += 1
             elif run.end is None:
-                # An attempt that was lost before it started is not seen here, but its lease was waited out too.
-                recoveries.append((again.start.at - died) / max(again.start.attempt - run.start.attempt, 1))
+                recoveries.append(again.start.at - died)
             else:
                 unexplained += died - run.end.at > UNSETTLED
     return Verdict(

@@ -17,9 +17,9 @@ import msgspec
 import MySQLdb
 
 from asynctasq.config import Config, mask_url
-from asynctasq.core.message import MAX_MESSAGE_BYTES, Lease, Message, encode
+from asynctasq.core.message import Lease, Message, encode
 from asynctasq.core.outcome import Dead
-from asynctasq.drivers.base import CALL_DEADLINE, Capabilities
+from asynctasq.drivers.base import CALL_DEADLINE
 from asynctasq.drivers.mysql.connection import Connection, Text
 from asynctasq.drivers.mysql.errors import errors, is_gone, may_repeat, translated
 from asynctasq.drivers.sql import Args, Row, SqlDriver, Steps, enqueue_rows, schema, to_json
@@ -43,17 +43,6 @@ OVERHEAD = 8_000
 class MySqlDriver(SqlDriver):
     name: ClassVar[str] = "mysql"
     dialect = "mysql"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        idempotent=True,
-        ordered=True,
-        timed_leases=True,
-        priority=True,
-        transactions=True,
-        listing=True,
-        results=True,
-        exact_counts=True,
-        max_payload=MAX_MESSAGE_BYTES,
-    )
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
