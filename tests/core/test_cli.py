@@ -20,7 +20,7 @@ from asynctasq import cli
 from asynctasq.config import Config, option_types, options
 from asynctasq.core.events import WorkerEvent
 from tests.app import ROOT, App, Ledger, Remembering, until
-from tests.drivers.places import Place, closed_port
+from tests.drivers.places import MySqlPlace, Place, closed_port
 from tests.jobs import crunch, nap, note
 
 SAMPLES = {
@@ -183,7 +183,8 @@ async def test_several_processes_are_started_again_when_they_die_and_stop_togeth
 
 @pytest.mark.behaviour(30)
 def test_migrate_creates_the_tables_of_mysql_and_again_is_fine(places: Any, run: Run) -> None:
-    place: Place = places("mysql")
+    place = places("mysql")
+    assert isinstance(place, MySqlPlace)
     name = f"cli_{time.monotonic_ns()}"
     where = [
         f"--mysql-dsn={place.options['mysql_dsn']}",
@@ -196,7 +197,7 @@ def test_migrate_creates_the_tables_of_mysql_and_again_is_fine(places: Any, run:
             assert (done.code, done.out) == (0, "mysql: the tables are there\n"), done.err
         assert run("stats", "--driver=mysql", *where).code == 0
     finally:
-        place.ask(f"DROP TABLE {name}_queue, {name}_dead")  # type: ignore[attr-defined]
+        place.ask(f"DROP TABLE {name}_queue, {name}_dead")
 
 
 @pytest.mark.behaviour(30)
@@ -214,7 +215,7 @@ def test_migrate_creates_the_tables_and_again_is_fine(places: Any, run: Run, tmp
             assert (done.code, done.out) == (0, "postgres: the tables are there\n"), done.err
         assert run("stats", "--driver=postgres", *where).code == 0
     finally:
-        place._connection.execute(f"DROP TABLE {name}_queue, {name}_dead")  # type: ignore[attr-defined]
+        place._connection.execute(f"DROP TABLE {name}_queue, {name}_dead")
     sqlite = ["--driver=sqlite", f"--sqlite-path={tmp_path / 'new.sqlite3'}"]
     assert run("migrate", *sqlite).out == "sqlite: the tables are there\n"
     assert (tmp_path / "new.sqlite3").exists()

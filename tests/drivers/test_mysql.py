@@ -169,12 +169,13 @@ async def test_a_message_larger_than_a_statement_is_refused_before_anything_is_s
 ) -> None:
     [(packet,)] = place.ask("SELECT @@max_allowed_packet")
     large = message(body=bytes(packet))
-    producer = place.create()
+    producer, stranger = place.create(), place.create()
+    assert isinstance(stranger, MySqlDriver)
     for call in (
         lambda: mysql.enqueue([message(), large]),
         lambda: asyncio.to_thread(producer.enqueue_sync, [message(), large]),
         # For a connection that is not the driver's own.
-        lambda: asyncio.to_thread(place.create().enqueue_parts, [message(), large]),  # type: ignore[attr-defined]
+        lambda: asyncio.to_thread(stranger.enqueue_parts, [message(), large]),
     ):
         with pytest.raises(PayloadTooLarge, match=f"max_allowed_packet is {packet} bytes"):
             await call()
@@ -390,6 +391,7 @@ class Owned(Place):
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owned]:
     module = services()
 
+    # The module is a script, loaded by its path: its types are not known here.
     class Server(module.MariaDB):  # type: ignore[misc, name-defined]
         more = ""
 

@@ -124,6 +124,7 @@ def crash_at(point: int) -> None:
             step()
             return rows
 
+        # Between any two statements, on whatever path: only the method itself sees them all.
         Connection.send = stepping  # type: ignore[method-assign]
     else:
         from asynctasq.drivers.sqlite import Connection as Embedded
@@ -136,6 +137,7 @@ def crash_at(point: int) -> None:
             connection.set_trace_callback(lambda sql: None if sql.startswith("PRAGMA") else step())
             return connection
 
+        # Likewise: whoever opens one.
         Embedded._new = staticmethod(traced)  # type: ignore[method-assign]
 
 
